@@ -1,0 +1,43 @@
+"""Make ``import torchvision`` work beside a torch build that it was not compiled for.
+
+PyPI serves a CPU-only torch on some platforms but only one torchvision, built for CUDA. Its compiled
+operators then fail to load, and the import dies with "operator torchvision::nms does not exist"
+although nothing here calls an operator: models, transforms and datasets are plain Python. Declaring
+the two schemas that torchvision registers a fake kernel for is enough. Where the compiled operators
+do load, this module does nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+
+_SCHEMAS = {
+    "torchvision::nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "torchvision::qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+}
+
+
+def _compiled_operators_load() -> bool:
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        return False
+    for library in sorted(Path(spec.origin).parent.glob("_C*")):
+        try:
+            torch.ops.load_library(str(library))
+        except OSError:
+            continue
+        return True
+    return False
+
+
+def _declare_missing_operators() -> None:
+    if _compiled_operators_load():
+        return
+    for name, schema in _SCHEMAS.items():
+        torch.library.define(name, schema)
+
+
+_declare_missing_operators()
