@@ -4,7 +4,8 @@ PyPI serves a CPU-only torch on some platforms but only one torchvision, built f
 operators then fail to load, and the import dies with "operator torchvision::nms does not exist"
 although nothing here calls an operator: models, transforms and datasets are plain Python. Declaring
 the two schemas that torchvision registers a fake kernel for is enough. Where the compiled operators
-do load, this module does nothing.
+do load, nothing is declared. Import torchvision from here and nowhere else:
+``from dskd_lite._torchvision import torchvision``.
 """
 
 from __future__ import annotations
@@ -41,3 +42,7 @@ def _declare_missing_operators() -> None:
 
 
 _declare_missing_operators()
+
+import torchvision  # noqa: E402  (only now can it be imported)
+
+__all__ = ["torchvision"]

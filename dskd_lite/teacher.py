@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import dskd_lite._torchvision  # noqa: F401  (must come before torchvision)
-from torchvision.models import get_model_weights
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
-
+from dskd_lite._torchvision import torchvision
 from dskd_lite.errors import InputError
+
+BasicBlock = torchvision.models.resnet.BasicBlock
+Bottleneck = torchvision.models.resnet.Bottleneck
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -26,7 +26,7 @@ SMALLEST_IMAGE = 32
 class Architecture:
     """What distinguishes one ResNet from another, in torchvision's terms."""
 
-    block: type[BasicBlock] | type[Bottleneck]
+    block: type[nn.Module]
     layers: tuple[int, int, int, int]
     width: int = 64
     width_per_group: int = 64
@@ -63,7 +63,7 @@ class Backbone(nn.Module):
     def __init__(self, name: str) -> None:
         super().__init__()
         arch = architecture(name)
-        net = ResNet(arch.block, list(arch.layers), width_per_group=arch.width_per_group)
+        net = torchvision.models.ResNet(arch.block, list(arch.layers), width_per_group=arch.width_per_group)
         if arch.width != 64:  # torchvision fixes the width at 64; its own methods build the others
             net.inplanes = arch.width
             net.conv1 = nn.Conv2d(3, arch.width, 7, stride=2, padding=3, bias=False)
@@ -222,7 +222,7 @@ def _pretrained_state(name: str) -> dict[str, Tensor]:
     if name == "offline":
         with resources.as_file(resources.files("dskd_lite") / "weights" / OFFLINE_WEIGHTS) as path:
             return read_weights(path)
-    weights = get_model_weights(name)["IMAGENET1K_V1"]  # what RD4AD used; DEFAULT would be V2
+    weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]  # what RD4AD used; DEFAULT would be V2
     try:
         return weights.get_state_dict(progress=True, check_hash=True)
     except OSError as error:
