@@ -58,7 +58,7 @@ class Pretraining:
     resume: bool = False
     """Go on from the checkpoint in ``out``."""
     seed: int = 0
-    steps: int = 18000
+    steps: int = 13000
     batch_pixels: int = 64 * 64 * 64
     """Pixels of a batch: 64 images at 64 px, 28 at 96 px, 16 at 128 px."""
     image_sizes: tuple[int, ...] = (64, 64, 64, 96, 128)
@@ -71,7 +71,7 @@ class Pretraining:
     """Textures made at a time; the oldest sheet leaves the pool when a new one comes."""
     pool: int = 48
     """Sheets in the pool."""
-    steps_per_sheet: int = 3
+    steps_per_sheet: int = 5
     save_every: int = 1000
     """Steps between checkpoints, each with a validation and a teacher file."""
 
@@ -218,7 +218,7 @@ def relation_error(feature: Tensor, wanted: Tensor, positions: Tensor) -> Tensor
         return rows @ rows.T
 
     target = cosines(wanted)
-    return (cosines(feature) - target).square().mean() / target.var()
+    return (cosines(feature) - target).square().mean() / (target.var() + 1e-4)
 
 
 @torch.no_grad()
