@@ -19,10 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def to_mathml(latex: str, node: nodes.Element, display: str) -> str:
-    """Convert LaTeX to one ``<math>`` element that carries its source as an annotation-free title.
-
-    ``display`` is ``"inline"`` or ``"block"``.
-    """
+    """Convert LaTeX to one ``<math>`` element; ``display`` is ``"inline"`` or ``"block"``."""
     mathml = convert(latex, display=display)
     unknown = re.findall(r">(\\[A-Za-z]+)<", mathml)
     if unknown:
@@ -40,6 +37,8 @@ def visit_displaymath(self: HTML5Translator, node: nodes.math_block) -> None:
     latex = node.astext().strip()
     if r"\\" in latex and r"\begin{" not in latex:
         latex = r"\begin{split}" + latex + r"\end{split}"
+    # Sphinx numbers the equation; an unstarred environment would number its rows a second time.
+    latex = re.sub(r"(\\(?:begin|end)\{(?:align|gather))\}", r"\1*}", latex)
     self.body.append(self.starttag(node, "div", CLASS="math notranslate"))
     self.body.append(to_mathml(latex, node, "block"))
     if node["number"]:
