@@ -33,16 +33,20 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from dskd_lite.datasets.textures import TextureFolder, procedural_textures
 from dskd_lite.errors import InputError
+from dskd_lite.seeding import generator
+from dskd_lite.storage import save_tensors, whole_file
 from dskd_lite.teacher import OFFLINE_WEIGHTS, Backbone, ShortcutStage, Teacher
 
 SOURCE = "resnet18"
 HELD_OUT = 1 << 30  # texture sheets from this number on are never trained on
+SHEET, BATCH, CALIBRATION, POSITIONS = range(4)  # the streams that share one seed
 RELATED_POSITIONS = 512
+NOT_DECISIVE = ("out", "photos", "report", "resume")  # options that leave the weights as they are
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,12 @@ class Pretraining:
     """Folder for the teacher, the checkpoint and the history."""
     photos: Path | None = None
     """Folder of photographs to report the matching error on; never trained on."""
+    report: Path | None = None
+    """Train nothing: report the matching errors of this teacher file and of a random start."""
     resume: bool = False
     """Go on from the checkpoint in ``out``."""
     seed: int = 0
-    steps: int = 13000
+    steps: int = 10000
     batch_pixels: int = 64 * 64 * 64
     """Pixels of a batch: 64 images at 64 px, 28 at 96 px, 16 at 128 px."""
     image_sizes: tuple[int, ...] = (64, 64, 64, 96, 128)
@@ -71,8 +77,8 @@ class Pretraining:
     """Textures made at a time; the oldest sheet leaves the pool when a new one comes."""
     pool: int = 48
     """Sheets in the pool."""
-    steps_per_sheet: int = 5
-    save_every: int = 1000
+    steps_per_sheet: int = 8
+    save_every: int = 1250
     """Steps between checkpoints, each with a validation and a teacher file."""
 
 
@@ -86,8 +92,8 @@ class TextureSheets(Dataset[Tensor]):
         self.count, self.size, self.seed = count, size, seed
 
     def __getitem__(self, index: int) -> Tensor:
-        generator = Generator().manual_seed((self.seed << 32) + index)
-        return (procedural_textures(self.count, self.size, generator) * 255).round().byte()
+        textures = procedural_textures(self.count, self.size, generator(self.seed, SHEET, index))
+        return (textures * 255).round().byte()
 
 
 def _prepare_worker(_: int) -> None:
@@ -119,19 +125,19 @@ def texture_pools(config: Pretraining, first_step: int) -> Iterator[Tensor]:
         yield pool.flatten(0, 1)
 
 
-def draw_batch(pool: Tensor, config: Pretraining, step: int) -> Tensor:
-    """Cut, mix and recolour a batch (B, 3, H, H) in [0, 1] that depends on the seed and the step."""
-    generator = Generator().manual_seed((config.seed << 32) + HELD_OUT + step)
+def draw_batch(pool: Tensor, config: Pretraining, step: int, stream: int = BATCH) -> Tensor:
+    """Cut, mix and recolour a batch (B, 3, H, H) in [0, 1]; it depends on seed, step and pool."""
+    rng = generator(config.seed, stream, step)
 
     def choose(options: int) -> int:
-        return int(torch.randint(options, (1,), generator=generator))
+        return int(torch.randint(options, (1,), generator=rng))
 
     size = config.image_sizes[choose(len(config.image_sizes))]
     count = max(2, config.batch_pixels // size**2)
     # Windows from image size to texture size: the same pattern is seen at several scales.
     window = size + choose(config.texture_size - size + 1) * choose(2)
-    chosen = torch.randint(len(pool), (2 * count,), generator=generator).tolist()
-    corner = torch.randint(config.texture_size - window + 1, (2 * count, 2), generator=generator)
+    chosen = torch.randint(len(pool), (2 * count,), generator=rng).tolist()
+    corner = torch.randint(config.texture_size - window + 1, (2 * count, 2), generator=rng)
     crops = torch.stack([
         pool[i, :, y : y + window, x : x + window]
         for i, (y, x) in zip(chosen, corner.tolist(), strict=True)
@@ -145,7 +151,7 @@ def draw_batch(pool: Tensor, config: Pretraining, step: int) -> Tensor:
     images, others = crops.chunk(2)
 
     def uniform(low: float, high: float) -> Tensor:
-        return torch.rand(count, 1, 1, 1, generator=generator) * (high - low) + low
+        return torch.rand(count, 1, 1, 1, generator=rng) * (high - low) + low
 
     # A third stays as it is, a third is blended as by a double exposure, a third through a mask.
     kind = uniform(0, 3)
@@ -153,7 +159,7 @@ def draw_batch(pool: Tensor, config: Pretraining, step: int) -> Tensor:
     opacity = torch.where(kind < 2, uniform(0, 0.5), mask) * (kind >= 1)
     images = images.lerp(others, opacity)
     # A random colour matrix, saturation, contrast and brightness.
-    matrix = torch.randn(count, 3, 3, generator=generator) * uniform(0, 0.5)[..., 0] + torch.eye(3)
+    matrix = torch.randn(count, 3, 3, generator=rng) * uniform(0, 0.5)[..., 0] + torch.eye(3)
     matrix = matrix / matrix.abs().sum(2, keepdim=True)
     grey = (uniform(0, 1) < 0.25).float()[..., 0]
     matrix = matrix.lerp(torch.full((3, 3), 1 / 3).expand_as(matrix), grey)
@@ -223,18 +229,37 @@ def relation_error(feature: Tensor, wanted: Tensor, positions: Tensor) -> Tensor
 
 @torch.no_grad()
 def matching_errors(
-    pupil: Pupil, source: Teacher, statistics: list[tuple[Tensor, Tensor]], images: Tensor
-) -> list[float]:
-    """Return the mean squared error of each stage's prediction, in variances of the channel."""
-    pupil.eval()
-    totals = torch.zeros(len(statistics))
-    for batch in images.split(32):
-        batch = batch.contiguous(memory_format=torch.channels_last)
-        for stage, (guess, wanted) in enumerate(zip(pupil(batch)[1], source(batch), strict=True)):
-            mean, std = statistics[stage]
-            totals[stage] += len(batch) * F.mse_loss(guess, (wanted - mean) / std)
-    pupil.train()
-    return (totals / len(images)).tolist()
+    teacher: Teacher, source: Teacher, fit: Tensor, *tests: Tensor
+) -> list[list[float]]:
+    """Return, per stage, how badly the teacher's features predict the source's by a linear map.
+
+    Between them stands the best 1x1 convolution there is, solved by least squares on the images
+    ``fit``, so that any network can be measured, trained with projections or not. The error is the
+    mean square over channels of zero mean and unit variance on ``fit``; one list for each of
+    ``tests``. All images are (N, 3, H, W) in [0, 1].
+    """
+
+    def rows(network: Teacher, images: Tensor) -> list[Tensor]:
+        batches = [network(batch) for batch in images.split(32)]
+        stages = zip(*batches, strict=True)
+        return [torch.cat(stage).movedim(1, -1).flatten(0, -2).double() for stage in stages]
+
+    known, wanted = rows(teacher, fit), rows(source, fit)
+    means = [x.mean(0) for x in known], [y.mean(0) for y in wanted]
+    scales = [y.std(0) + 1e-3 * y.std(0).mean() for y in wanted]  # a dead channel stays small
+    maps = []
+    for x, y, x_mean, y_mean, scale in zip(known, wanted, *means, scales, strict=True):
+        x, y = x - x_mean, (y - y_mean) / scale
+        ridge = 1e-6 * len(x) * x.var() * torch.eye(x.shape[1], dtype=x.dtype)
+        maps.append(torch.linalg.solve(x.T @ x + ridge, x.T @ y))
+    errors = []
+    for images in tests:
+        stages = zip(rows(teacher, images), rows(source, images), maps, *means, scales, strict=True)
+        errors.append([
+            ((x - x_mean) @ linear - (y - y_mean) / scale).square().mean().item()
+            for x, y, linear, x_mean, y_mean, scale in stages
+        ])  # fmt: skip
+    return errors
 
 
 @torch.no_grad()
@@ -253,34 +278,44 @@ def calibrate_batch_norm(pupil: Pupil, batches: list[Tensor]) -> Pupil:
     return pupil.eval()
 
 
+def validation_images(config: Pretraining) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return textures for calibration, and by name the images that the errors are reported on."""
+    sheets = TextureSheets(32, config.texture_size, config.seed)
+    calibration, textures = (
+        torch.cat([sheets[HELD_OUT + 4 * k + i] for i in range(4)]) / 255 for k in range(2)
+    )
+    judged = {"textures": textures}
+    if config.photos is not None:
+        folder = TextureFolder(config.photos, config.texture_size)
+        every = len(folder) // 128 + 1
+        judged["photos"] = torch.stack([folder[i] for i in range(0, len(folder), every)])
+    return calibration, judged
+
+
+def report(config: Pretraining) -> None:
+    """Print the matching errors of the teacher file ``config.report`` and of a random start."""
+    source = load_source(config.source)
+    calibration, judged = validation_images(config)
+    torch.manual_seed(config.seed)
+    for weights in ("random", config.report):
+        errors = matching_errors(Teacher("offline", weights), source, calibration, *judged.values())
+        for name, stages in zip(judged, errors, strict=True):
+            print(weights, name, *(f"E{t} {error:.3f}" for t, error in enumerate(stages, start=1)))
+
+
 # --- training ------------------------------------------------------------------------------------
 
 
 def save_teacher(pupil: Pupil, path: Path) -> str:
     """Write the backbone as half-precision safetensors; return the file's SHA-256."""
-    from safetensors.torch import save
-
     state = {
-        name: value.half().contiguous()
+        name: value.half()
         for name, value in pupil.backbone.state_dict().items()
         if not name.endswith("num_batches_tracked")
     }
-    data = save(state)
-    _replace(path, data)
-    return hashlib.sha256(data).hexdigest()
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write beside the file and rename, so that a full disk never costs the old version."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
-    partial.replace(path)
-
-
-def _save_checkpoint(path: Path, checkpoint: dict) -> None:
-    partial = path.with_name(path.name + ".partial")
-    torch.save(checkpoint, partial)
-    partial.replace(path)
+    with whole_file(path) as temporary:
+        save_tensors(state, temporary)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def learning_rate_at(step: int, config: Pretraining) -> float:
@@ -305,9 +340,7 @@ def pretrain(config: Pretraining) -> Path:
     pupil = Pupil(source).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(pupil.parameters(), weight_decay=config.weight_decay)
     checkpoint_path, teacher_path = config.out / "checkpoint.pt", config.out / OFFLINE_WEIGHTS
-    decisive = {
-        k: str(v) for k, v in asdict(config).items() if k not in ("out", "photos", "resume")
-    }
+    decisive = {k: str(v) for k, v in asdict(config).items() if k not in NOT_DECISIVE}
     step = 0
     if config.resume:
         if not checkpoint_path.is_file():
@@ -320,33 +353,24 @@ def pretrain(config: Pretraining) -> Path:
         step = checkpoint["step"]
     config.out.mkdir(parents=True, exist_ok=True)
 
-    sheets = TextureSheets(64, config.texture_size, config.seed)
-    calibration, held_out = (
-        torch.cat([sheets[HELD_OUT + 4 * k + i] for i in range(4)]) / 255 for k in range(2)
-    )
+    calibration, judged = validation_images(config)
     statistics = channel_statistics(source, calibration)
-    photos = None
-    if config.photos is not None:
-        folder = TextureFolder(config.photos, config.texture_size)
-        photos = torch.stack([folder[i] for i in range(0, len(folder), len(folder) // 256 + 1)])
+    pixels = (calibration * 255).round().byte()
     pools = texture_pools(config, step)
-    pool = next(pools, None)
 
     def save() -> None:
-        _save_checkpoint(checkpoint_path, {
-            "config": decisive, "step": step, "pupil": pupil.state_dict(),
-            "optimizer": optimizer.state_dict(),
-        })  # fmt: skip
+        state = {"pupil": pupil.state_dict(), "optimizer": optimizer.state_dict()}
+        with whole_file(checkpoint_path) as temporary:
+            torch.save({"config": decisive, "step": step, **state}, temporary)
 
     def validate() -> None:
-        # The batches of the steps to come: as good as held out, and drawn the same after a resume.
-        batches = [draw_batch(calibration.mul(255).byte(), config, -1 - i) for i in range(40)]
-        finished = calibrate_batch_norm(pupil, batches)
-        record = {"step": step, "seconds": round(time.monotonic() - start)}
-        record["textures"] = matching_errors(finished, source, statistics, held_out)
-        if photos is not None:
-            record["photos"] = matching_errors(finished, source, statistics, photos)
-        record["sha256"] = save_teacher(finished, teacher_path)
+        batches = [draw_batch(pixels, config, i, CALIBRATION) for i in range(20)]
+        checksum = save_teacher(calibrate_batch_norm(pupil, batches), teacher_path)
+        errors = matching_errors(
+            Teacher("offline", teacher_path), source, calibration, *judged.values()
+        )
+        record = {"step": step, "seconds": round(time.monotonic() - start), "sha256": checksum}
+        record |= dict(zip(judged, errors, strict=True))
         with (config.out / "history.jsonl").open("a") as history:
             history.write(json.dumps(record) + "\n")
         tqdm.write(json.dumps(record))
@@ -356,12 +380,14 @@ def pretrain(config: Pretraining) -> Path:
     start = time.monotonic()
     progress = tqdm(total=config.steps, initial=step, unit="step", mininterval=10)
     seen, losses = 0, []
+    if step == 0:
+        validate()
     try:
         while step < config.steps and not stop:
-            images = draw_batch(pool, config, step)
+            images = draw_batch(next(pools), config, step)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(step, config)
-            positions = Generator().manual_seed((config.seed << 32) + step)
+            positions = generator(config.seed, POSITIONS, step)
             with torch.autocast("cpu", torch.bfloat16):
                 wanted = source(images)
                 features, predicted = pupil(images)
@@ -385,7 +411,6 @@ def pretrain(config: Pretraining) -> Path:
                 f"loss {sum(losses[-50:]) / len(losses[-50:]):.3f}, {rate:.0f} images/s", False
             )
             progress.update()
-            pool = next(pools, None)
             if step % config.save_every == 0 or step == config.steps:
                 save()
                 validate()
@@ -402,6 +427,7 @@ if __name__ == "__main__":
     import tyro
 
     try:
-        pretrain(tyro.cli(Pretraining, description=__doc__))
+        config = tyro.cli(Pretraining, description=__doc__)
+        report(config) if config.report else pretrain(config)
     except InputError as error:
         raise SystemExit(f"error: {error}") from None

@@ -18,32 +18,36 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageOps
 from torch import Generator, Tensor
 
+from dskd_lite.datasets.folder import IMAGE_SUFFIXES, open_image
 from dskd_lite.errors import InputError
+from dskd_lite.seeding import generator
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 MOST_LEAVES = 28
 
 
-def procedural_textures(count: int, size: int, generator: Generator) -> Tensor:
+def procedural_textures(count: int, size: int, rng: Generator) -> Tensor:
     """Make ``count`` random textures, (count, 3, size, size) in [0, 1].
 
-    The result depends on the state of ``generator`` and on both sizes, and on nothing else.
+    The result depends on the state of ``rng`` and on both sizes, and on nothing else.
     """
     with torch.no_grad():
-        one, other = _fields(2 * count, size, generator).chunk(2)
-        first, second = _colour(one, other, generator), _colour(other, one, generator)
-        images = _compose(first, second, generator)
-        return _photograph(images, generator)
+        one, other = _fields(2 * count, size, rng).chunk(2)
+        first, second = _colour(one, other, rng), _colour(other, one, rng)
+        images = _compose(first, second, rng)
+        return _photograph(images, rng)
 
 
 class ProceduralTextures(Sequence[Tensor]):
-    """``length`` procedural textures, each (3, size, size) in [0, 1], made when asked for.
+    """``length`` procedural textures, each (3, H, W) in [0, 1], made when asked for.
 
-    Texture ``index`` depends on ``seed`` and ``index`` alone, so any worker may ask in any order.
+    H and W are ``image_size``. Texture ``index`` depends on ``seed`` and ``index`` alone, so any
+    worker may ask in any order.
     """
 
     def __init__(self, length: int = 5000, image_size: int = 256, seed: int = 0) -> None:
@@ -54,74 +58,52 @@ class ProceduralTextures(Sequence[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         if not 0 <= index < self.length:
-            raise IndexError(index)
-        generator = Generator().manual_seed((self.seed << 32) + index)
-        return procedural_textures(1, self.image_size, generator)[0]
+            raise IndexError(f"there is no texture {index} of {self.length}")
+        return procedural_textures(1, self.image_size, generator(self.seed, index))[0]
 
 
 class TextureFolder(Sequence[Tensor]):
-    """Every image under ``root``, each (3, H, W) in [0, 1], with H and W equal to ``image_size``.
+    """Every image under ``root``, at any depth, each (3, H, W) in [0, 1].
 
-    An image is resized until it covers the square, and the square is cut from its centre.
+    H and W are ``image_size``: an image is resized until it covers the square, and the square is
+    cut from its centre, so that a texture keeps its proportions.
 
     Raises InputError if the folder is missing or holds no image, or if an image cannot be read.
     """
 
     def __init__(self, root: str | Path, image_size: int = 256) -> None:
-        self.root, self.image_size = Path(root), image_size
-        if not self.root.is_dir():
+        self.image_size = image_size
+        if not Path(root).is_dir():
             raise InputError(f"texture folder {root} does not exist: give a folder of images")
-        self.paths = sorted(p for p in self.root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        files = sorted(Path(root).rglob("*"))
+        self.paths = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
         if not self.paths:
-            raise InputError(
-                f"texture folder {root} holds no image: put {', '.join(IMAGE_SUFFIXES)} files there"
-            )
+            kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+            raise InputError(f"texture folder {root} holds no image: put some there ({kinds})")
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:
-        import numpy as np
-        from PIL import Image, ImageOps, UnidentifiedImageError
-
-        path = self.paths[index]
-        side = (self.image_size, self.image_size)
-        try:
-            with Image.open(path) as image:
-                image = ImageOps.fit(image.convert("RGB"), side, Image.Resampling.BILINEAR)
-        except (OSError, UnidentifiedImageError, ValueError) as error:
-            raise InputError(f"texture {path} cannot be read: replace or remove it") from error
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div(255)
-
-
-def dtd_textures(root: str | Path, image_size: int = 256, download: bool = False) -> TextureFolder:
-    """Return the Describable Textures Dataset, the paper's source of A, kept under ``root``.
-
-    Raises InputError if it is not there and ``download`` is off, or if the download fails.
-    """
-    import dskd_lite._torchvision  # noqa: F401  (must come before torchvision)
-    from torchvision.datasets import DTD
-
-    try:
-        DTD(root, download=download)
-    except (RuntimeError, OSError) as error:
-        raise InputError(f"no DTD under {root} ({error}): go online and download it") from error
-    return TextureFolder(Path(root) / "dtd" / "dtd" / "images", image_size)
+        image = open_image(self.paths[index])
+        square = (self.image_size, self.image_size)
+        image = ImageOps.fit(image, square, Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
 # --- random numbers, one row per image, shaped to broadcast over (N, H, W) -----------------------
 
 
-def _uniform(n: int, low: float, high: float, generator: Generator, *more: int) -> Tensor:
-    return torch.rand(n, *(more or (1, 1)), generator=generator) * (high - low) + low
+def _uniform(n: int, low: float, high: float, rng: Generator, *more: int) -> Tensor:
+    return torch.rand(n, *(more or (1, 1)), generator=rng) * (high - low) + low
 
 
-def _log_uniform(n: int, low: float, high: float, generator: Generator, *more: int) -> Tensor:
-    return _uniform(n, math.log(low), math.log(high), generator, *more).exp()
+def _log_uniform(n: int, low: float, high: float, rng: Generator, *more: int) -> Tensor:
+    return _uniform(n, math.log(low), math.log(high), rng, *more).exp()
 
 
-def _chance(n: int, probability: float, generator: Generator, *more: int) -> Tensor:
-    return (torch.rand(n, *(more or (1, 1)), generator=generator) < probability).float()
+def _chance(n: int, probability: float, rng: Generator, *more: int) -> Tensor:
+    return (torch.rand(n, *(more or (1, 1)), generator=rng) < probability).float()
 
 
 def _standardise(fields: Tensor) -> Tensor:
@@ -129,98 +111,98 @@ def _standardise(fields: Tensor) -> Tensor:
     return (fields - mean) / (std + 1e-4)
 
 
-# --- fields: each family maps (n, size, generator) to (n, size, size) ----------------------------
+# --- fields: each family maps (n, size, rng) to (n, size, size) ----------------------------
 
 
-def _noise(n: int, size: int, generator: Generator, smooth: bool = False) -> Tensor:
+def _noise(n: int, size: int, rng: Generator, smooth: bool = False) -> Tensor:
     """Fractional noise: white noise whose spectrum falls as 1 / frequency^a, perhaps stretched."""
-    spectrum = torch.randn(n, size, size // 2 + 1, 2, generator=generator)
+    spectrum = torch.randn(n, size, size // 2 + 1, 2, generator=rng)
     fy, fx = torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size)[None]
-    angle = _uniform(n, 0, math.pi, generator)
-    stretch = 1 + _chance(n, 0.4, generator) * (_log_uniform(n, 1, 8, generator) - 1)
+    angle = _uniform(n, 0, math.pi, rng)
+    stretch = 1 + _chance(n, 0.4, rng) * (_log_uniform(n, 1, 8, rng) - 1)
     along, across = angle.cos() * fx + angle.sin() * fy, angle.cos() * fy - angle.sin() * fx
     frequency = ((along * stretch).square() + (across / stretch).square()).sqrt() + 0.5 / size
     if smooth:
-        exponent = _uniform(n, 2.5, 3.5, generator)
+        exponent = _uniform(n, 2.5, 3.5, rng)
     else:
-        exponent = _uniform(n, 0.0, 2.5, generator)
+        exponent = _uniform(n, 0.0, 2.5, rng)
     log_frequency = frequency.log()
     amplitude = (-exponent * log_frequency).exp()
-    band = _log_uniform(n, 1.5 / size, 0.35, generator).log()
-    banded = _chance(n, 0.0 if smooth else 0.25, generator)
+    band = _log_uniform(n, 1.5 / size, 0.35, rng).log()
+    banded = _chance(n, 0.0 if smooth else 0.25, rng)
     amplitude = amplitude * (-banded * 4 * (log_frequency - band).square()).exp()
     amplitude[:, 0, 0] = 0
     noise = torch.fft.irfft2(torch.view_as_complex(spectrum) * amplitude, s=(size, size))
     return _standardise(noise)
 
 
-def _coordinates(n: int, size: int, shortest: float, generator: Generator) -> tuple[Tensor, Tensor]:
+def _coordinates(n: int, size: int, shortest: float, rng: Generator) -> tuple[Tensor, Tensor]:
     """Rotated, stretched and often warped (u, v), whose unit is ``shortest`` to ``size`` pixels."""
     pixels = torch.arange(size, dtype=torch.float32) - size / 2
-    angle = _uniform(n, 0, 2 * math.pi, generator)
+    angle = _uniform(n, 0, 2 * math.pi, rng)
     u = angle.cos() * pixels + angle.sin() * pixels[:, None]
     v = angle.cos() * pixels[:, None] - angle.sin() * pixels
-    period = _log_uniform(n, shortest, 0.7 * size, generator)
-    aspect = _log_uniform(n, 0.5, 2, generator)
-    bend = _chance(n, 0.5, generator) * _log_uniform(n, 0.5, 12, generator)
-    warp_u, warp_v = _noise(2 * n, size, generator, smooth=True).chunk(2)
-    u = (u + bend * warp_u) / (period * aspect) + _uniform(n, 0, 64, generator)
-    v = (v + bend * warp_v) / (period / aspect) + _uniform(n, 0, 64, generator)
+    period = _log_uniform(n, shortest, 0.7 * size, rng)
+    aspect = _log_uniform(n, 0.5, 2, rng)
+    bend = _chance(n, 0.5, rng) * _log_uniform(n, 0.5, 12, rng)
+    warp_u, warp_v = _noise(2 * n, size, rng, smooth=True).chunk(2)
+    u = (u + bend * warp_u) / (period * aspect) + _uniform(n, 0, 64, rng)
+    v = (v + bend * warp_v) / (period / aspect) + _uniform(n, 0, 64, rng)
     return u, v
 
 
-def _ridges(n: int, size: int, generator: Generator) -> Tensor:
+def _ridges(n: int, size: int, rng: Generator) -> Tensor:
     """Noise folded into ridges, contour lines or plateaus."""
-    noise = _noise(n, size, generator, smooth=True)
-    folds = _log_uniform(n, 0.5, 6, generator)
+    noise = _noise(n, size, rng, smooth=True)
+    folds = _log_uniform(n, 0.5, 6, rng)
     wave = (noise * folds * math.pi).sin()
-    sharp = _chance(n, 0.5, generator)
-    hard = _log_uniform(n, 1, 20, generator)
+    sharp = _chance(n, 0.5, rng)
+    hard = _log_uniform(n, 1, 20, rng)
     return sharp * (1 - wave.abs()) + (1 - sharp) * (hard * wave).tanh()
 
 
-def _relief(n: int, size: int, generator: Generator) -> Tensor:
+def _relief(n: int, size: int, rng: Generator) -> Tensor:
     """A rough or cellular surface under a lamp: the slope of a height field in one direction."""
-    height = _noise(n, size, generator, smooth=True)
-    height = torch.where(_chance(n, 0.4, generator) > 0, _cells(n, size, generator), height)
-    angle = _uniform(n, 0, 2 * math.pi, generator)
+    height = _noise(n, size, rng, smooth=True)
+    height = torch.where(_chance(n, 0.4, rng) > 0, _cells(n, size, rng), height)
+    angle = _uniform(n, 0, 2 * math.pi, rng)
     slope_x, slope_y = height - height.roll(1, -1), height - height.roll(1, -2)
     slope = _standardise(angle.cos() * slope_x + angle.sin() * slope_y)
-    return (_log_uniform(n, 0.5, 3, generator) * slope).tanh()
+    return (_log_uniform(n, 0.5, 3, rng) * slope).tanh()
 
 
-def _gratings(n: int, size: int, generator: Generator) -> Tensor:
+def _gratings(n: int, size: int, rng: Generator) -> Tensor:
     """Stripes of soft or hard profile; two crossing sets make plaids, checks and grids."""
-    u, v = (2 * math.pi * w for w in _coordinates(n, size, 3.0, generator))
-    duty, hard = _uniform(n, -0.8, 0.8, generator), _log_uniform(n, 0.3, 20, generator)
+    u, v = (2 * math.pi * w for w in _coordinates(n, size, 3.0, rng))
+    duty, hard = _uniform(n, -0.8, 0.8, rng), _log_uniform(n, 0.3, 20, rng)
     stripes_u, stripes_v = (hard * (u.sin() + duty)).tanh(), (hard * (v.sin() + duty)).tanh()
-    kind = _uniform(n, 0, 4, generator)
+    kind = _uniform(n, 0, 4, rng)
     crossed = torch.where(kind < 3, torch.maximum(stripes_u, stripes_v), stripes_u + stripes_v)
     crossed = torch.where(kind < 2, stripes_u * stripes_v, crossed)
     return torch.where(kind < 1.2, stripes_u, crossed)
 
 
-def _tiles(n: int, size: int, generator: Generator) -> Tensor:
+def _tiles(n: int, size: int, rng: Generator) -> Tensor:
     """Bricks or dots on a lattice, each of its own grey and size."""
-    u, v = _coordinates(n, size, 4.0, generator)
-    u = u + _chance(n, 0.5, generator) * 0.5 * (v.floor() % 2)
+    u, v = _coordinates(n, size, 4.0, rng)
+    u = u + _chance(n, 0.5, rng) * 0.5 * (v.floor() % 2)
     cell = (u.floor() % 16 * 16 + v.floor() % 16).long().flatten(1)
-    own = torch.rand(n, 256, generator=generator).gather(1, cell).view(n, size, size)
+    own = torch.rand(n, 256, generator=rng).gather(1, cell).view(n, size, size)
     u, v = (u - u.floor() - 0.5).abs(), (v - v.floor() - 0.5).abs()
     distance = torch.where(
-        _chance(n, 0.5, generator) > 0, (u.square() + v.square()).sqrt(), torch.maximum(u, v)
+        _chance(n, 0.5, rng) > 0, (u.square() + v.square()).sqrt(), torch.maximum(u, v)
     )
-    spread = _chance(n, 0.5, generator) * _uniform(n, 0, 1, generator)
-    radius = _uniform(n, 0.2, 0.5, generator) * (1 - 0.6 * spread * own)
-    inside = (_log_uniform(n, 5, 60, generator) * (radius - distance)).sigmoid()
-    return inside * (1 + _chance(n, 0.6, generator) * _uniform(n, -3, 3, generator) * own)
+    spread = _chance(n, 0.5, rng) * _uniform(n, 0, 1, rng)
+    radius = _uniform(n, 0.2, 0.5, rng) * (1 - 0.6 * spread * own)
+    inside = (_log_uniform(n, 5, 60, rng) * (radius - distance)).sigmoid()
+    return inside * (1 + _chance(n, 0.6, rng) * _uniform(n, -3, 3, rng) * own)
 
 
-def _cells(n: int, size: int, generator: Generator) -> Tensor:
+def _cells(n: int, size: int, rng: Generator) -> Tensor:
     """Voronoi cells: their borders, their greys, or the distance to their centres (Worley)."""
-    u, v = _coordinates(n, size, 5.0, generator)
+    u, v = _coordinates(n, size, 5.0, rng)
     u_cell, v_cell = u.floor(), v.floor()
-    jitter = torch.rand(n, 3, 256, generator=generator)
+    jitter = torch.rand(n, 3, 256, generator=rng)
     nearest = torch.full_like(u, 9.0)
     second, grey = nearest.clone(), torch.zeros_like(u)
     for du in (-1, 0, 1):
@@ -234,21 +216,21 @@ def _cells(n: int, size: int, generator: Generator) -> Tensor:
             grey = torch.where(closer, own, grey)
             nearest = torch.where(closer, distance, nearest)
     nearest, second = nearest.sqrt(), second.sqrt()
-    kind = _uniform(n, 0, 3, generator)
-    borders = (_log_uniform(n, 2, 30, generator) * (second - nearest)).tanh()
+    kind = _uniform(n, 0, 3, rng)
+    borders = (_log_uniform(n, 2, 30, rng) * (second - nearest)).tanh()
     cells = torch.where(kind < 2, grey + 0.3 * borders, nearest)
     return torch.where(kind < 1, borders, cells)
 
 
-def _programs(n: int, size: int, generator: Generator) -> Tensor:
+def _programs(n: int, size: int, rng: Generator) -> Tensor:
     """A random three-layer network of sines over the coordinates: smooth, folded, unforeseen."""
-    u, v = _coordinates(n, size, size / 4, generator)
-    noise = _noise(n, size, generator)
+    u, v = _coordinates(n, size, size / 4, rng)
+    noise = _noise(n, size, rng)
     x = torch.stack([u, v, (u.square() + v.square()).sqrt(), 0.3 * noise], 1).flatten(2)
     for inputs, outputs in ((4, 8), (8, 8), (8, 1)):
-        weight = torch.randn(n, outputs, inputs, generator=generator)
-        weight = weight * _log_uniform(n, 0.7, 2.5, generator) * (2 / inputs) ** 0.5
-        bias = _uniform(n, -math.pi, math.pi, generator, outputs, 1)
+        weight = torch.randn(n, outputs, inputs, generator=rng)
+        weight = weight * _log_uniform(n, 0.7, 2.5, rng) * (2 / inputs) ** 0.5
+        bias = _uniform(n, -math.pi, math.pi, rng, outputs, 1)
         x = torch.baddbmm(bias, weight, x).sin()
     return x.view(n, size, size)
 
@@ -256,14 +238,14 @@ def _programs(n: int, size: int, generator: Generator) -> Tensor:
 _FAMILIES = (_noise, _noise, _ridges, _relief, _gratings, _tiles, _cells, _programs)
 
 
-def _fields(n: int, size: int, generator: Generator) -> Tensor:
+def _fields(n: int, size: int, rng: Generator) -> Tensor:
     """Draw a family for each of ``n`` fields; (n, size, size), zero mean, unit variance."""
-    family = torch.randint(len(_FAMILIES), (n,), generator=generator)
+    family = torch.randint(len(_FAMILIES), (n,), generator=rng)
     fields = torch.empty(n, size, size)
     for number, make in enumerate(_FAMILIES):
         chosen = family == number
         if chosen.any():
-            fields[chosen] = make(int(chosen.sum()), size, generator)
+            fields[chosen] = make(int(chosen.sum()), size, rng)
     return _standardise(fields)
 
 
@@ -275,56 +257,56 @@ def _saturate(colours: Tensor, saturation: Tensor) -> Tensor:
     return grey + saturation * (colours - grey)
 
 
-def _colour(pattern: Tensor, tint: Tensor, generator: Generator) -> Tensor:
+def _colour(pattern: Tensor, tint: Tensor, rng: Generator) -> Tensor:
     """Colour two fields (N, H, W): the first walks through a palette, the second tints it."""
     n = len(pattern)
-    saturation = _chance(n, 0.75, generator) * _uniform(n, 0, 1.3, generator)
-    base = torch.rand(n, 1, 3, generator=generator)
-    spread = _log_uniform(n, 0.08, 0.6, generator)
-    palette = base + spread * torch.randn(n, 4, 3, generator=generator)
+    saturation = _chance(n, 0.75, rng) * _uniform(n, 0, 1.3, rng)
+    base = torch.rand(n, 1, 3, generator=rng)
+    spread = _log_uniform(n, 0.08, 0.6, rng)
+    palette = base + spread * torch.randn(n, 4, 3, generator=rng)
     palette = _saturate(palette, saturation)  # (N, 4, 3)
     level = (1.5 + 0.75 * pattern).clamp(0, 3)
     weights = torch.stack([(1 - (level - k).abs()).clamp_min(0) for k in range(4)], 1)
     images = torch.bmm(palette.transpose(1, 2), weights.flatten(2))
-    direction = _saturate(torch.randn(n, 1, 3, generator=generator), saturation)
-    strength = _chance(n, 0.6, generator) * _log_uniform(n, 0.01, 0.2, generator)
+    direction = _saturate(torch.randn(n, 1, 3, generator=rng), saturation)
+    strength = _chance(n, 0.6, rng) * _log_uniform(n, 0.01, 0.2, rng)
     images = images + (strength * direction).transpose(1, 2) * tint.flatten(1)[:, None]
     return images.view(n, 3, *pattern.shape[1:]).clamp(0, 1)
 
 
-def _compose(first: Tensor, second: Tensor, generator: Generator) -> Tensor:
+def _compose(first: Tensor, second: Tensor, rng: Generator) -> Tensor:
     """Put two layers together: one alone, both through a mask, or a dead-leaves scene."""
     n, size = len(first), first.shape[-1]
-    kind = torch.rand(n, generator=generator)
+    kind = torch.rand(n, generator=rng)
     images = first.clone()
     masked = (kind > 0.2) & (kind < 0.4)
     if masked.any():
         m = int(masked.sum())
-        level = _fields(m, size, generator) - _uniform(m, -1, 1, generator)
-        mask = (_log_uniform(m, 1, 40, generator) * level).sigmoid()[:, None]
+        level = _fields(m, size, rng) - _uniform(m, -1, 1, rng)
+        mask = (_log_uniform(m, 1, 40, rng) * level).sigmoid()[:, None]
         images[masked] = first[masked].lerp(second[masked], mask)
     leaves = kind >= 0.4
     if leaves.any():
-        images[leaves] = _dead_leaves(first[leaves], second[leaves], generator)
+        images[leaves] = _dead_leaves(first[leaves], second[leaves], rng)
     return images
 
 
-def _dead_leaves(first: Tensor, second: Tensor, generator: Generator) -> Tensor:
+def _dead_leaves(first: Tensor, second: Tensor, rng: Generator) -> Tensor:
     """Scatter opaque shapes over ``first``; they are filled from both layers, tinted and shaded.
 
     Radii follow a power law of exponent -3, which makes the scene look alike at every scale.
     """
     n, size = len(first), first.shape[-1]
-    count = _log_uniform(n, 2, MOST_LEAVES + 1, generator).floor()
-    smallest = _log_uniform(n, 1.5, size / 5, generator)[:, :, 0]
-    u = torch.rand(n, MOST_LEAVES, generator=generator)
+    count = _log_uniform(n, 2, MOST_LEAVES + 1, rng).floor()
+    smallest = _log_uniform(n, 1.5, size / 5, rng)[:, :, 0]
+    u = torch.rand(n, MOST_LEAVES, generator=rng)
     radius = (u * smallest**-2 + (1 - u) * (0.5 * size) ** -2) ** -0.5
 
     def per_leaf(low: float, high: float) -> Tensor:
-        return _uniform(n, low, high, generator, MOST_LEAVES)[..., None, None]
+        return _uniform(n, low, high, rng, MOST_LEAVES)[..., None, None]
 
     def some_leaves(probability: float) -> Tensor:
-        return _chance(n, probability, generator, MOST_LEAVES)[..., None, None]
+        return _chance(n, probability, rng, MOST_LEAVES)[..., None, None]
 
     centre_x, centre_y = per_leaf(-0.05, 1.05) * size, per_leaf(-0.05, 1.05) * size
     angle = per_leaf(0, math.pi)
@@ -360,21 +342,21 @@ def _dead_leaves(first: Tensor, second: Tensor, generator: Generator) -> Tensor:
     def with_ground(values: Tensor, ground: float) -> Tensor:
         return torch.cat([torch.full((n, 1), ground), values], 1)
 
-    texture = fill(with_ground(_chance(n, 0.5, generator, MOST_LEAVES), 0.0))
-    strength = _uniform(n, 0, 1, generator, MOST_LEAVES) * _chance(n, 0.7, generator, MOST_LEAVES)
-    plain_ground = _chance(n, 0.4, generator)[:, :, 0]
+    texture = fill(with_ground(_chance(n, 0.5, rng, MOST_LEAVES), 0.0))
+    strength = _uniform(n, 0, 1, rng, MOST_LEAVES) * _chance(n, 0.7, rng, MOST_LEAVES)
+    plain_ground = _chance(n, 0.4, rng)[:, :, 0]
     strength = torch.cat([1 - 0.95 * plain_ground, strength], 1)
-    lamp = _uniform(n, -0.3, 0.3, generator, MOST_LEAVES) * _chance(n, 0.6, generator, MOST_LEAVES)
+    lamp = _uniform(n, -0.3, 0.3, rng, MOST_LEAVES) * _chance(n, 0.6, rng, MOST_LEAVES)
     shade = fill(with_ground(lamp, 0.0)) * across[:, None]
-    colour = torch.rand(n, MOST_LEAVES + 1, 3, generator=generator)
-    saturation = _chance(n, 0.7, generator) * _uniform(n, 0, 1, generator)
+    colour = torch.rand(n, MOST_LEAVES + 1, 3, generator=rng)
+    saturation = _chance(n, 0.7, rng) * _uniform(n, 0, 1, rng)
     colour = _saturate(colour, saturation).clamp(0, 1)
     tint = colour.gather(1, flat[..., None].expand(-1, -1, 3)).transpose(1, 2).view_as(first)
     strength = fill(strength)
     return (tint + strength * (torch.lerp(first, second, texture) - tint) + shade).clamp(0, 1)
 
 
-def _photograph(images: Tensor, generator: Generator) -> Tensor:
+def _photograph(images: Tensor, rng: Generator) -> Tensor:
     """What a camera adds: uneven light, exposure, contrast, gamma, blur and grain."""
     n, size = len(images), images.shape[-1]
 
@@ -382,17 +364,17 @@ def _photograph(images: Tensor, generator: Generator) -> Tensor:
         return values[:, None]
 
     for probability in (0.8, 0.4):
-        amount = _chance(n, probability, generator) * _uniform(n, 0.2, 1, generator)
+        amount = _chance(n, probability, rng) * _uniform(n, 0.2, 1, rng)
         padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
         images = images.lerp(F.avg_pool2d(padded, 3, stride=1), one(amount))
     ramp = torch.linspace(-1, 1, size)
-    angle = _uniform(n, 0, 2 * math.pi, generator)
+    angle = _uniform(n, 0, 2 * math.pi, rng)
     light = angle.cos() * ramp + angle.sin() * ramp[:, None]
-    light = 1 + _chance(n, 0.4, generator) * _uniform(n, 0, 0.4, generator) * light
-    contrast = _log_uniform(n, 0.4, 1.3, generator)
-    offset = _uniform(n, 0, 1, generator) * (1 - contrast)
-    images = images.clamp(1e-3, 1).pow(one(_log_uniform(n, 0.6, 1.7, generator)))
+    light = 1 + _chance(n, 0.4, rng) * _uniform(n, 0, 0.4, rng) * light
+    contrast = _log_uniform(n, 0.4, 1.3, rng)
+    offset = _uniform(n, 0, 1, rng) * (1 - contrast)
+    images = images.clamp(1e-3, 1).pow(one(_log_uniform(n, 0.6, 1.7, rng)))
     images = images * one(light * contrast) + one(offset)
-    grain = _chance(n, 0.5, generator) * _log_uniform(n, 0.003, 0.06, generator)
-    white = torch.randn(n, 1, size, size, generator=generator)
+    grain = _chance(n, 0.5, rng) * _log_uniform(n, 0.003, 0.06, rng)
+    white = torch.randn(n, 1, size, size, generator=rng)
     return (images + one(grain) * white).clamp(0, 1)
