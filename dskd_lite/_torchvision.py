@@ -1,6 +1,6 @@
 """Make ``import torchvision`` work beside a torch build that it was not compiled for.
 
-PyPI serves a CPU-only torch on some platforms but only one torchvision, built for CUDA. Its compiled
+Beside a CPU-only torch, pip may install the torchvision that was built for CUDA. Its compiled
 operators then fail to load, and the import dies with "operator torchvision::nms does not exist"
 although nothing here calls an operator: models, transforms and datasets are plain Python. Declaring
 the two schemas that torchvision registers a fake kernel for is enough. Where the compiled operators

@@ -63,7 +63,9 @@ class Backbone(nn.Module):
     def __init__(self, name: str) -> None:
         super().__init__()
         arch = architecture(name)
-        net = torchvision.models.ResNet(arch.block, list(arch.layers), width_per_group=arch.width_per_group)
+        net = torchvision.models.ResNet(
+            arch.block, list(arch.layers), width_per_group=arch.width_per_group
+        )
         if arch.width != 64:  # torchvision fixes the width at 64; its own methods build the others
             net.inplanes = arch.width
             net.conv1 = nn.Conv2d(3, arch.width, 7, stride=2, padding=3, bias=False)
@@ -148,9 +150,8 @@ class Teacher(nn.Module):
         shapes = sorted(k for k in expected.keys() & state.keys()
                         if expected[k].shape != state[k].shape)  # fmt: skip
         if missing or unknown or shapes:
-            first = [f"{kind} {keys[0]}" for kind, keys in
-                     (("lacks", missing), ("has unknown", unknown), ("has another shape for", shapes))
-                     if keys]  # fmt: skip
+            kinds = {"lacks": missing, "has unknown": unknown, "has another shape for": shapes}
+            first = [f"{kind} {keys[0]}" for kind, keys in kinds.items() if keys]
             raise InputError(
                 f"{source} does not fit the teacher {self.name}: it {', '.join(first)}. "
                 "Name the architecture that the file was saved from with --teacher."
@@ -222,7 +223,9 @@ def _pretrained_state(name: str) -> dict[str, Tensor]:
     if name == "offline":
         with resources.as_file(resources.files("dskd_lite") / "weights" / OFFLINE_WEIGHTS) as path:
             return read_weights(path)
-    weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]  # what RD4AD used; DEFAULT would be V2
+    weights = torchvision.models.get_model_weights(name)[
+        "IMAGENET1K_V1"
+    ]  # what RD4AD used; DEFAULT would be V2
     try:
         return weights.get_state_dict(progress=True, check_hash=True)
     except OSError as error:

@@ -1,0 +1,84 @@
+"""From two sets of features to losses and anomaly maps: the cosine distance of Eq. (1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+COMPARED_STAGES = 3
+LossForm = Literal["per-position", "flattened"]
+
+
+def cosine_distance(teacher_features: Tensor, student_features: Tensor) -> Tensor:
+    """Cosine distance at each position, Eq. (1): (B, C, h, w) twice gives (B, h, w) in [0, 2]."""
+    return 1 - F.cosine_similarity(teacher_features, student_features, dim=1)
+
+
+def distillation_loss(
+    teacher_features: Sequence[Tensor],
+    student_features: Sequence[Tensor],
+    form: LossForm = "per-position",
+) -> Tensor:
+    """Sum over the stages of the mean cosine distance, a scalar.
+
+    ``per-position`` compares the C-vectors at each position (Eq. 1); ``flattened`` compares one
+    C*h*w-vector per image and stage, as the official RD4AD code does.
+    """
+    loss = teacher_features[0].new_zeros(())
+    for teacher, student in zip(teacher_features, student_features, strict=True):
+        if form == "flattened":
+            teacher, student = teacher.flatten(1), student.flatten(1)
+        loss = loss + cosine_distance(teacher, student).mean()
+    return loss
+
+
+def anomaly_maps(
+    teacher_features: Sequence[Tensor],
+    student_features: Sequence[Tensor],
+    image_size: tuple[int, int],
+) -> Tensor:
+    """Cosine distances of each stage, bilinear in image size: (B, T, H, W), values in [0, 2]."""
+    return torch.cat(
+        [
+            F.interpolate(
+                cosine_distance(teacher, student).unsqueeze(1),
+                size=image_size,
+                mode="bilinear",
+                align_corners=False,
+            )
+            for teacher, student in zip(teacher_features, student_features, strict=True)
+        ],
+        dim=1,
+    )
+
+
+class GaussianSmoothing(nn.Module):
+    """Gaussian filter over the last two dimensions, kernel cut at 4 sigma, edges reflected.
+
+    ``sigma`` is in pixels; 0 leaves the maps as they are. H and W must exceed 4 sigma. Equal to
+    ``scipy.ndimage.gaussian_filter(mode="mirror")`` on each map.
+    """
+
+    kernel: Tensor
+
+    def __init__(self, sigma: float) -> None:
+        super().__init__()
+        self.radius = int(4 * sigma + 0.5)
+        offsets = torch.arange(-self.radius, self.radius + 1, dtype=torch.float64)
+        kernel = torch.exp(-0.5 * (offsets / max(sigma, 1e-12)) ** 2)
+        self.register_buffer("kernel", (kernel / kernel.sum()).float(), persistent=False)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Smooth maps (B, K, H, W); the shape stays."""
+        if self.radius == 0:
+            return maps
+        batch, channels, height, width = maps.shape
+        r, kernel = self.radius, self.kernel.to(maps.dtype)
+        x = F.pad(maps, (r, r, r, r), mode="reflect").flatten(0, 1).unsqueeze(1)
+        x = F.conv2d(x, kernel.view(1, 1, 1, -1))
+        x = F.conv2d(x, kernel.view(1, 1, -1, 1))
+        return x.reshape(batch, channels, height, width)

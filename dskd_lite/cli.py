@@ -1,0 +1,280 @@
+"""The command `dskd`: train, evaluate, predict, data, info."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+from dskd_lite import __version__
+from dskd_lite.config import PRESETS, Config, Device, TeacherName
+from dskd_lite.errors import InputError
+
+if TYPE_CHECKING:  # torch comes in when a command runs, so that --help answers at once
+    from dskd_lite.training import Step
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Options of `dskd evaluate`."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder that `dskd train` wrote."""
+    data: Path | None = None
+    """Category to evaluate on; the one it was trained on if not given."""
+    out: Path | None = None
+    """Folder for report.json and report.html; RUN/evaluation if not given."""
+    device: Device = "auto"
+    """Auto takes an accelerator if there is one."""
+    batch_size: int = 16
+    """Images at a time."""
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Options of `dskd predict`."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder that `dskd train` wrote."""
+    source: tyro.conf.Positional[Path]
+    """An image, or a folder of images."""
+    out: Path = Path("predictions")
+    """Folder for overlays, masks and scores.csv."""
+    device: Device = "auto"
+    """Auto takes an accelerator if there is one."""
+    batch_size: int = 16
+    """Images at a time."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Options of `dskd data`."""
+
+    name: tyro.conf.Positional[Literal["procedural", "mvtec", "dtd", "cifar10"]]
+    """Procedural makes the embedded benchmark; the others are downloaded."""
+    out: Path = Path("data")
+    """Folder to put it in."""
+    seed: int = 0
+    """Of the procedural benchmark."""
+    accept_licence: bool = False
+    """Accept the licence of a downloaded set without being asked."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """Options of `dskd info`."""
+
+    teacher: TeacherName = "wide_resnet50_2"
+    """Backbone."""
+    image_size: int = 256
+    """Side in pixels."""
+    json: bool = False
+    """Print JSON."""
+
+
+class Terminal:
+    """Shows a run as lines and progress bars on the standard error stream."""
+
+    def say(self, line: str) -> None:
+        print(line, file=sys.stderr)
+
+    def counter(self, title: str, total: int) -> Callable[[int], None]:
+        from tqdm import tqdm
+
+        bar = tqdm(total=total, desc=f"{title:<10}", unit="img", leave=False)
+
+        def advance(count: int) -> None:
+            bar.update(count)
+            if bar.n >= total:
+                bar.close()
+
+        return advance
+
+    def steps(self, title: str) -> Callable[[Step], None]:
+        from tqdm import tqdm
+
+        bar: tqdm[Any] | None = None
+
+        def advance(step: Step) -> None:
+            nonlocal bar
+            if bar is None:
+                first = step.step - 1  # more than 0 in a resumed run
+                bar = tqdm(total=step.images_in_all, desc=f"{title:<10}", unit="img",
+                           initial=round(step.images_in_all * first / step.steps))  # fmt: skip
+            bar.set_postfix(loss=f"{step.loss:.4f}", refresh=False)
+            bar.update(step.images)
+            if step.step == step.steps:
+                bar.close()
+
+        return advance
+
+
+def train(config: Config) -> None:
+    """Train students and fusion, evaluate, write model and report."""
+    from dskd_lite import experiment, report
+
+    content = experiment.run(config, Terminal())
+    if content["scores"]:
+        print(report.table(content["scores"]))
+    for note in content.get("notes", []):
+        print(note)
+    page = config.out / experiment.PAGE
+    print(f"report: {page if page.is_file() else config.out / experiment.REPORT}")
+
+
+def evaluate(options: Evaluate) -> None:
+    """Evaluate a trained model on a test set."""
+    from dskd_lite import experiment, report
+
+    out = options.out or options.run / "evaluation"
+    content = experiment.evaluate_run(
+        options.run, options.data, out, options.device, options.batch_size, Terminal()
+    )
+    print(report.table(content["scores"]))
+    for note in content["notes"]:
+        print(note)
+    print(f"report: {out / experiment.PAGE}")
+
+
+def predict(options: Predict) -> None:
+    """Score photos and draw where they look anomalous."""
+    from dskd_lite import experiment, prediction
+
+    detector = experiment.load_run(options.run)
+    device = experiment.choose_accelerator(options.device, "fp32").device
+    _, photos = prediction.find_photos(options.source)
+    progress = Terminal().counter("predict", len(photos))
+    verdicts = prediction.predict(
+        detector.to(device), options.source, options.out, options.batch_size, device, progress
+    )
+    for v in verdicts:
+        score = "" if v.score is None else f"{v.score:.4g}"
+        print(f"{v.verdict:<10} {score:>8}  {v.path}{': ' if v.note else ''}{v.note}")
+    if detector.thresholds is not None:
+        print(f"threshold: {detector.thresholds.image:.4g}")
+    print(f"overlays, masks and {prediction.SCORES_FILE}: {options.out}")
+
+
+def data(options: Data) -> None:
+    """Make the embedded benchmark, or download a public data set."""
+    if options.name == "procedural":
+        from dskd_lite.datasets.procedural import write_benchmark
+
+        write_benchmark(options.out, options.seed)
+        print(f"benchmark: {options.out}")
+        return
+    from dskd_lite.datasets.download import DATASETS, download_dataset
+
+    accepted = options.accept_licence
+    print(DATASETS[options.name].notice)
+    if not accepted and sys.stdin.isatty():
+        accepted = input("Accept these terms? [y/N] ").strip().lower() in ("y", "yes")
+    print(download_dataset(options.name, options.out, accepted))
+
+
+def info(options: Info) -> None:
+    """Count parameters and multiply–adds."""
+    from dskd_lite.cost import count_cost
+
+    cost = count_cost(options.teacher, options.image_size)
+    if options.json:
+        content = {"teacher": options.teacher, "image_size": options.image_size, "parts": cost}
+        print(json.dumps(content, indent=2))
+        return
+    print(f"{'':<18}{'parameters':>14}{'GMAC per image':>18}")
+    for part, count in cost.items():
+        gmac = count["multiply_adds"] / 1e9
+        print(f"{part:<18}{count['parameters']:>14,}{gmac:>18.3f}")
+
+
+COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "train": (Config, train),
+    "evaluate": (Evaluate, evaluate),
+    "predict": (Predict, predict),
+    "data": (Data, data),
+    "info": (Info, info),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 2 for bad input, 130 after Ctrl-C."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments in (["--version"], ["-V"]):
+        print(__version__)
+        return 0
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(_overview())
+            return 0
+        name, rest = arguments[0], arguments[1:]
+        if name not in COMMANDS:
+            raise InputError(f"no command is called {name!r}: choose one of {', '.join(COMMANDS)}")
+        options_class, command = COMMANDS[name]
+        command(_parse(name, options_class, rest))
+    except InputError as error:
+        print(f"dskd: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("dskd: interrupted; training goes on with --resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parse(name: str, options_class: type, arguments: list[str]) -> Any:
+    preset: dict[str, Any] = {}
+    if options_class is Config:
+        arguments, preset = _take_preset(arguments)
+    options, unknown = tyro.cli(
+        options_class,
+        prog=f"dskd {name}",
+        args=arguments,
+        **({"default": Config(data=tyro.MISSING, **preset)} if preset else {}),
+        description=_description(name),
+        return_unknown_args=True,
+    )
+    if unknown:
+        raise InputError(f"unknown option {unknown[0]}: see `dskd {name} --help`")
+    return options
+
+
+def _take_preset(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """A preset changes the other options' defaults, so it is read before them."""
+    for index, argument in enumerate(arguments):
+        option, _, value = argument.partition("=")
+        if option == "--preset":
+            rest = arguments[:index] + arguments[index + (1 if value else 2) :]
+            value = value or (arguments[index + 1 : index + 2] or [""])[0]
+            if value not in PRESETS:
+                raise InputError(f"--preset {value!r}: choose one of {', '.join(PRESETS)}")
+            return rest, PRESETS[value]
+    return arguments, {}
+
+
+def _description(name: str) -> str:
+    text = COMMANDS[name][1].__doc__ or ""
+    if name == "train":
+        lines = [f"{p}: {', '.join(f'{k} {v}' for k, v in o.items())}" for p, o in PRESETS.items()]
+        text += " --preset NAME gives other defaults. " + "; ".join(lines) + "."
+    return text
+
+
+def _overview() -> str:
+    lines = [f"  {name:<10}{command.__doc__}" for name, (_, command) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: dskd COMMAND [OPTIONS]",
+            "",
+            *lines,
+            "",
+            "`dskd COMMAND --help` lists its options.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

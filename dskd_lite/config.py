@@ -1,0 +1,74 @@
+"""Every option of a training run, in one frozen dataclass, and the presets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+TeacherName = Literal["wide_resnet50_2", "resnet50", "resnet34", "resnet18", "offline"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of `dskd train`; a preset gives them other defaults."""
+
+    data: tyro.conf.Positional[Path]
+    """Category in MVTec layout (train/good, test/<defect>, ground_truth/<defect>), or a folder of
+    several categories."""
+    out: Path = Path("runs/run")
+    """Folder for the report, the model and the checkpoint."""
+    teacher: TeacherName = "wide_resnet50_2"
+    """Pretrained backbone; offline ships with the package."""
+    teacher_weights: str = "pretrained"
+    """pretrained, random, or a .safetensors or torchvision .pth file."""
+    textures: str = "procedural"
+    """procedural, or a folder of images: the external source of synthetic noise."""
+    image_size: int = 256
+    """Side in pixels that images are resized to; a multiple of 32."""
+    epochs: int = 200
+    """Passes over the normal images that train the students."""
+    batch_size: int = 16
+    """Images per step, over all processes."""
+    learning_rate: float = 0.005
+    """Of Adam with betas (0.5, 0.999)."""
+    loss: Literal["per-position", "flattened"] = "per-position"
+    """Cosine distance at each position (Eq. 1), or of each layer as one vector (RD4AD's code)."""
+    skip: bool = True
+    """Skip connections into the reverse student."""
+    attention: bool = True
+    """Attention gates in the reverse student."""
+    smoothing_sigma: float = 4.0
+    """Gaussian filter on the score maps, in pixels."""
+    fusion: Literal["recommended", "paper"] = "recommended"
+    """Recommended: weights of one sign on maps divided by their normal mean; paper: raw, free."""
+    fusion_epochs: int = 20
+    """Passes over the noised images that train the six fusion weights."""
+    opacity: tuple[float, float] = (0.15, 1.0)
+    """Range of the noise's opacity."""
+    octaves: tuple[int, int] = (0, 5)
+    """Perlin frequencies are 2^k cells per image, k from this range; small k makes large blobs."""
+    holdout: float = 0.1
+    """Share of the normal images kept from the students, for map scales and thresholds."""
+    false_positive_rate: float = 0.05
+    """Share of normal images that the stored threshold may flag."""
+    seed: int = 0
+    """Of every random number."""
+    device: Device = "auto"
+    """Auto takes an accelerator if there is one."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Auto: bf16 or fp16 on a GPU, fp32 on a CPU."""
+    mixed_sizes: bool = False
+    """Accept images of different sizes, each resized to the same square."""
+    resume: bool = False
+    """Go on from the checkpoint in the run's folder."""
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "demo": {"teacher": "offline", "image_size": 128, "epochs": 10},
+    "paper-128": {"image_size": 128},
+    "paper-256": {"image_size": 256},
+}

@@ -1,0 +1,205 @@
+"""A category in MVTec layout: which images there are, what is normal, where the masks are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from dskd_lite.errors import InputError
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
+GOOD = "good"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One test image: its file, the name of its folder, its mask if there is one."""
+
+    path: Path
+    defect: str
+    mask: Path | None
+
+    @property
+    def is_defective(self) -> bool:
+        return self.defect != GOOD
+
+
+@dataclass(frozen=True)
+class Category:
+    """One folder in MVTec layout: ``train/good``, ``test/<defect>``, ``ground_truth/<defect>``."""
+
+    root: Path
+    train: tuple[Path, ...]
+    test: tuple[Sample, ...]
+
+    @property
+    def name(self) -> str:
+        return self.root.name
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether every defective test image has a mask (and there is one)."""
+        defective = [s for s in self.test if s.is_defective]
+        return bool(defective) and all(s.mask is not None for s in defective)
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Image files directly in a folder, by name."""
+    return sorted(
+        p
+        for p in folder.iterdir()
+        if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file() and not p.name.startswith(".")
+    )
+
+
+def find_categories(root: Path) -> list[Path]:
+    """The categories in a folder: itself, or its direct subfolders that hold ``train``.
+
+    Raises InputError if the folder is missing, empty, or holds no category.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise InputError(f"{root} is not a folder: give a category in MVTec layout")
+    if (root / "train").is_dir():
+        return [root]
+    if not any(root.iterdir()):
+        raise InputError(f"{root} is empty: put normal images in {root / 'train' / GOOD}")
+    categories = sorted(p for p in root.iterdir() if (p / "train").is_dir())
+    if not categories:
+        raise InputError(
+            f"{root} has no train/good folder: put normal images in {root / 'train' / GOOD}"
+        )
+    return categories
+
+
+def scan_category(root: Path) -> Category:
+    """List the images of one category; test images and masks are optional.
+
+    Raises InputError if ``train/good`` is missing or empty, if masks have no image, or if only some
+    images of a defect have a mask.
+    """
+    root = Path(root).resolve()
+    (root,) = find_categories(root)[:1] if (root / "train").is_dir() else (root,)
+    good = root / "train" / GOOD
+    if not good.is_dir():
+        raise InputError(f"{root} has no train/good folder: put normal images in {good}")
+    train = list_images(good)
+    if not train:
+        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise InputError(f"{good} holds no image: put normal images there ({kinds})")
+    samples: list[Sample] = []
+    for folder in _subfolders(root / "test"):
+        masks = _masks_of(root / "ground_truth" / folder.name, folder)
+        samples += [Sample(p, folder.name, masks.get(p.stem)) for p in list_images(folder)]
+    known = {s.defect for s in samples}
+    for folder in _subfolders(root / "ground_truth"):
+        if folder.name not in known and list_images(folder):
+            raise InputError(
+                f"{folder} holds masks but {root / 'test' / folder.name} holds no image: "
+                "add the images or take the masks away"
+            )
+    return Category(root, tuple(train), tuple(samples))
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+
+
+def _masks_of(folder: Path, images: Path) -> dict[str, Path]:
+    """Masks by the stem of their image; ``000_mask.png`` and ``000.png`` both belong to ``000``."""
+    if not folder.is_dir():
+        return {}
+    masks = {p.stem.removesuffix("_mask"): p for p in list_images(folder)}
+    stems = {p.stem for p in list_images(images)}
+    without_image, without_mask = sorted(masks.keys() - stems), sorted(stems - masks.keys())
+    if masks and without_image:
+        raise InputError(
+            f"{masks[without_image[0]]} is a mask without an image: {images} holds no "
+            f"{without_image[0]!r} ({len(without_image)} such masks); add the image or delete the mask"
+        )
+    if masks and without_mask:
+        raise InputError(
+            f"{images / without_mask[0]} has no mask in {folder} although others have "
+            f"({len(without_mask)} such images): add {without_mask[0]}_mask.png, or remove the folder "
+            "to evaluate without pixel metrics"
+        )
+    return masks
+
+
+def open_image(path: Path) -> Image.Image:
+    """Read a whole image as RGB, 16-bit grey scaled to 8; raises InputError if it is damaged."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            if image.mode.startswith("I"):
+                values = np.asarray(image, dtype=np.float64) / 257  # 65535 / 255
+                return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+            return image.convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read as an image ({error}): replace or remove the file"
+        ) from error
+
+
+def read_image(path: Path, size: int) -> np.ndarray:
+    """Read an image, resized to a square by PIL's bilinear filter: (size, size, 3) uint8.
+
+    Raises InputError if it is damaged.
+    """
+    return np.asarray(open_image(path).resize((size, size), Image.Resampling.BILINEAR))
+
+
+def read_mask(path: Path, size: int) -> np.ndarray:
+    """Read a mask (anything above 0 is defect), resized bilinearly, > 0.5: (size, size) bool.
+
+    Raises InputError if it is damaged.
+    """
+    mask = open_image(path).convert("L").point(lambda value: 255 if value else 0)
+    return np.asarray(mask.resize((size, size), Image.Resampling.BILINEAR)) > 127
+
+
+def read_masks(samples: Sequence[Sample], size: int) -> np.ndarray:
+    """Masks of test images, (N, size, size) bool; all False for a normal image.
+
+    Raises InputError if one is damaged or has another size than its image.
+    """
+    masks = np.zeros((len(samples), size, size), dtype=bool)
+    for index, sample in enumerate(samples):
+        if sample.mask is None:
+            continue
+        image_size, mask_size = _size_of(sample.path), _size_of(sample.mask)
+        if image_size != mask_size:
+            raise InputError(
+                f"{sample.mask} is {mask_size[0]}x{mask_size[1]} pixels but its image "
+                f"{sample.path.name} is {image_size[0]}x{image_size[1]}: make them the same size"
+            )
+        masks[index] = read_mask(sample.mask, size)
+    return masks
+
+
+def check_sizes(paths: Sequence[Path]) -> None:
+    """Refuse images of different sizes, of which resizing to one square would distort some.
+
+    Raises InputError naming two images that differ, or one that is damaged.
+    """
+    sizes = {_size_of(path): path for path in reversed(paths)}
+    if len(sizes) > 1:
+        (a, first), (b, second) = list(sizes.items())[-1], list(sizes.items())[0]
+        raise InputError(
+            f"images differ in size: {first} is {a[0]}x{a[1]} pixels, {second} is {b[0]}x{b[1]}; "
+            "crop them alike, or pass --mixed-sizes to resize each to the same square"
+        )
+
+
+def _size_of(path: Path) -> tuple[int, int]:
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read as an image ({error}): replace or remove the file"
+        ) from error

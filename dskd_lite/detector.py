@@ -1,0 +1,184 @@
+"""DSKD assembled: teacher, two students, smoothing, fusion."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import dskd_lite
+from dskd_lite._torchvision import torchvision
+from dskd_lite.anomaly_maps import COMPARED_STAGES, GaussianSmoothing, anomaly_maps
+from dskd_lite.errors import InputError
+from dskd_lite.fusion import ScoreMapFusion, forward_map, manual_fusion, reverse_map
+from dskd_lite.storage import read_json, save_tensors, whole_folder, write_json
+from dskd_lite.students import ForwardStudent, ReverseStudent
+from dskd_lite.teacher import Teacher, read_weights
+
+FORMAT = 1
+WEIGHTS_FILE, DESCRIPTION_FILE = "model.safetensors", "model.json"
+
+
+class Prediction(NamedTuple):
+    """What the detector says about a batch: the larger, the more anomalous."""
+
+    score_maps: Tensor
+    """(B, 6, H, W) in [0, 2]: forward student's stages 1 to 3, then the reverse student's."""
+    fused_map: Tensor
+    """(B, H, W), from 0 up."""
+    score: Tensor
+    """(B,), the maximum of each fused map."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Scores above which an image or a pixel is called anomalous."""
+
+    image: float
+    pixel: float
+    false_positive_rate: float
+    """Share of normal images (pixels) that the thresholds are expected to flag, in (0, 1)."""
+
+
+class DSKD(nn.Module):
+    """Dual-student knowledge distillation: ``detector(images)`` gives a Prediction.
+
+    ``image_size``: side in pixels that images are resized to, a multiple of 32.
+    ``smoothing_sigma``: Gaussian filter on the six maps, in pixels. ``skip`` and ``attention``
+    switch parts of the
+    reverse student; ``nonnegative_fusion`` is the form of the fusion's weights.
+
+    Students start at random from torch's global generator. Raises InputError for an image size
+    that does not fit.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        image_size: int,
+        skip: bool = True,
+        attention: bool = True,
+        smoothing_sigma: float = 4.0,
+        nonnegative_fusion: bool = True,
+    ) -> None:
+        super().__init__()
+        if image_size < 32 or image_size % 32:
+            raise InputError(
+                f"image size {image_size} does not fit the backbone: choose a multiple of 32"
+            )
+        if not 0 <= 4 * smoothing_sigma < image_size:
+            raise InputError(
+                f"smoothing sigma {smoothing_sigma} must be at least 0 and under a quarter of the "
+                f"image size {image_size}"
+            )
+        self.options: dict[str, Any] = {
+            "image_size": image_size,
+            "skip": skip,
+            "attention": attention,
+            "smoothing_sigma": smoothing_sigma,
+            "nonnegative_fusion": nonnegative_fusion,
+        }
+        self.image_size = image_size
+        self.teacher = teacher
+        self.forward_student = ForwardStudent(teacher.name)
+        self.reverse_student = ReverseStudent(teacher.name, skip, attention)
+        self.smoothing = GaussianSmoothing(smoothing_sigma)
+        self.fusion = ScoreMapFusion(nonnegative_fusion)
+        self.thresholds: Thresholds | None = None
+
+    def score_maps(self, images: Tensor) -> Tensor:
+        """Six smoothed anomaly maps (B, 6, H, W) in [0, 2] of images (B, 3, H, W) in [0, 1]."""
+        features = self.teacher(images)
+        compared, size = features[:COMPARED_STAGES], (images.shape[-2], images.shape[-1])
+        maps = [
+            anomaly_maps(compared, self.forward_student(images), size),
+            anomaly_maps(compared, self.reverse_student(features), size),
+        ]
+        return self.smoothing(torch.cat(maps, dim=1))
+
+    def forward(self, images: Tensor) -> Prediction:
+        """Score images (B, 3, H, W) in [0, 1]; call ``eval()`` first, as for any network."""
+        score_maps = self.score_maps(images)
+        fused = self.fusion.activation(score_maps)
+        return Prediction(score_maps, fused, fused.flatten(1).amax(1))
+
+    def maps_by_method(self, images: Tensor) -> dict[str, Tensor]:
+        """One map (B, H, W) for each rung of the ablation: forward, reverse, manual, fused."""
+        prediction = self(images)
+        return {
+            "forward": forward_map(prediction.score_maps),
+            "reverse": reverse_map(prediction.score_maps),
+            "manual": manual_fusion(prediction.score_maps),
+            "fused": prediction.fused_map,
+        }
+
+    def save(self, folder: Path, about: dict[str, Any] | None = None) -> None:
+        """Write the whole detector, teacher included, as a folder of safetensors and JSON.
+
+        ``about`` (anything JSON can hold) is kept beside it. The folder is replaced only once the
+        new one is complete. Raises InputError if it cannot be written.
+        """
+        state = self.state_dict()
+        description = {
+            "format": FORMAT,
+            "teacher": self.teacher.name,
+            "options": self.options,
+            "thresholds": asdict(self.thresholds) if self.thresholds else None,
+            "versions": versions(),
+            "about": about or {},
+        }
+        with whole_folder(folder) as temporary:
+            save_tensors(state, temporary / WEIGHTS_FILE)
+            write_json(temporary / DESCRIPTION_FILE, description)
+
+    @classmethod
+    def load(cls, folder: Path) -> DSKD:
+        """Read what ``save`` wrote, in eval mode, on the CPU.
+
+        Raises InputError if the folder is no saved detector, is damaged, or has another format.
+        """
+        if not (folder / DESCRIPTION_FILE).is_file():
+            raise InputError(
+                f"{folder} holds no saved detector ({DESCRIPTION_FILE} is missing): "
+                "give a folder that `dskd train` wrote"
+            )
+        description = read_json(folder / DESCRIPTION_FILE)
+        if description.get("format") != FORMAT:
+            raise InputError(
+                f"{folder} has checkpoint format {description.get('format')!r}, this version of "
+                f"dskd_lite reads format {FORMAT}: train again, or install the version that wrote "
+                f"it ({description.get('versions', {}).get('dskd_lite', 'unknown')})"
+            )
+        state = read_weights(folder / WEIGHTS_FILE)
+        prefix = "teacher.backbone."
+        try:
+            teacher = Teacher(description["teacher"], weights="unset")
+            teacher.load_backbone(
+                {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)},
+                source=str(folder / WEIGHTS_FILE),
+            )
+            detector = cls(teacher, **description["options"])
+            detector.load_state_dict(state)
+            if description["thresholds"] is not None:
+                detector.thresholds = Thresholds(**description["thresholds"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise InputError(
+                f"{folder} is damaged: its files do not belong together ({error!s:.200})".replace(
+                    "\n", " "
+                )
+            ) from error
+        return detector.eval()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    return {
+        "dskd_lite": dskd_lite.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+    }

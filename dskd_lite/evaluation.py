@@ -1,0 +1,133 @@
+"""Score a test set with every method of a detector, and say how good each is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dskd_lite import metrics
+from dskd_lite.datasets.folder import Category, read_masks
+from dskd_lite.detector import Thresholds
+from dskd_lite.training import to_tensor
+
+MAX_FPR = 0.3
+
+
+class Detector(Protocol):
+    """What the evaluation needs: one anomaly map (B, H, W) for each method it compares."""
+
+    image_size: int
+
+    def maps_by_method(self, images: Tensor) -> dict[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Quality of one method, each in [0, 1]; None where the test set cannot tell."""
+
+    image_auroc: float | None
+    pixel_auroc: float | None
+    aupro: float | None
+    legacy_pro: float | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All that a report shows of one category."""
+
+    category: Category
+    images: np.ndarray
+    """Test images, (N, H, W, 3) uint8."""
+    masks: np.ndarray | None
+    """(N, H, W) bool, None if the category has no masks."""
+    maps: dict[str, np.ndarray]
+    """Anomaly maps (N, H, W) by method."""
+    scores: dict[str, Scores]
+    notes: list[str] = field(default_factory=list)
+    """What could not be measured, and why."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) bool: whether each test image is defective."""
+        return np.array([sample.is_defective for sample in self.category.test], dtype=bool)
+
+    def image_scores(self, method: str) -> np.ndarray:
+        """(N,): the maximum of each map."""
+        return self.maps[method].max(axis=(1, 2))
+
+
+@torch.no_grad()
+def score_images(
+    detector: Detector,
+    images: np.ndarray,
+    batch_size: int = 16,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int], None] = lambda count: None,
+) -> dict[str, np.ndarray]:
+    """Anomaly maps (N, H, W) float32 by method, of uint8 images (N, H, W, 3)."""
+    maps: dict[str, np.ndarray] = {}
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        for method, values in detector.maps_by_method(to_tensor(batch, device)).items():
+            if method not in maps:
+                maps[method] = np.empty((len(images), *values.shape[1:]), dtype=np.float32)
+            maps[method][start : start + len(batch)] = values.float().cpu().numpy()
+        progress(len(batch))
+    return maps
+
+
+def evaluate(
+    detector: Detector,
+    category: Category,
+    images: np.ndarray,
+    batch_size: int = 16,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int], None] = lambda count: None,
+) -> Evaluation:
+    """Score the test images of a category, uint8 (N, H, W, 3) in the order of ``category.test``.
+
+    Metrics that the test set cannot give (no masks, no defects, no normal image) are None, and a
+    note says why. Raises InputError if a mask is damaged or not of its image's size.
+    """
+    if not category.test:
+        return Evaluation(category, images, None, {}, {}, ["No test images: nothing was measured."])
+    notes = []
+    masks = None
+    if category.has_masks:
+        masks = read_masks(category.test, detector.image_size)
+        if not masks.any():
+            masks = None
+            notes.append("No pixel metrics: no mask has a pixel left at this image size.")
+    elif any(sample.is_defective for sample in category.test):
+        notes.append("No pixel metrics: the defective images have no masks in ground_truth.")
+    maps = score_images(detector, images, batch_size, device, progress)
+    labels = np.array([sample.is_defective for sample in category.test], dtype=bool)
+    if labels.all() or not labels.any():
+        missing = "normal" if labels.all() else "defective"
+        notes.append(f"No image AUROC: the test set has no {missing} image.")
+    scores = {method: _scores(values, labels, masks) for method, values in maps.items()}
+    return Evaluation(category, images, masks, maps, scores, notes)
+
+
+def _scores(maps: np.ndarray, labels: np.ndarray, masks: np.ndarray | None) -> Scores:
+    both_classes = bool(labels.any() and not labels.all())
+    return Scores(
+        image_auroc=metrics.auroc(maps.max(axis=(1, 2)), labels) if both_classes else None,
+        pixel_auroc=None if masks is None else metrics.auroc(maps, masks),
+        aupro=None if masks is None else metrics.aupro(maps, masks, MAX_FPR),
+        legacy_pro=None if masks is None else metrics.legacy_pro(maps, masks),
+    )
+
+
+def fit_thresholds(maps: np.ndarray, false_positive_rate: float) -> Thresholds:
+    """Thresholds from anomaly maps (N, H, W) of held-out normal images: Gamma's upper quantile."""
+    return Thresholds(
+        image=metrics.gamma_threshold(maps.max(axis=(1, 2)), false_positive_rate).value,
+        pixel=metrics.gamma_threshold(maps, false_positive_rate).value,
+        false_positive_rate=false_positive_rate,
+    )

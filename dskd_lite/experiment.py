@@ -1,0 +1,297 @@
+"""One run from a folder of images to a trained detector and its report."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+
+from dskd_lite import report
+from dskd_lite.config import Config
+from dskd_lite.datasets.cache import decoded_images
+from dskd_lite.datasets.folder import Category, check_sizes, find_categories, scan_category
+from dskd_lite.datasets.textures import ProceduralTextures, TextureFolder
+from dskd_lite.detector import DSKD, versions
+from dskd_lite.errors import InputError
+from dskd_lite.evaluation import evaluate, fit_thresholds, score_images
+from dskd_lite.seeding import STUDENTS, generator
+from dskd_lite.storage import read_json, whole_file, write_json
+from dskd_lite.synthetic_noise import SyntheticNoise
+from dskd_lite.teacher import Teacher
+from dskd_lite.training import (
+    Step,
+    normal_means,
+    split_holdout,
+    train_fusion,
+    train_students,
+)
+
+CHECKPOINT, MODEL, REPORT, PAGE = "checkpoint.safetensors", "model", "report.json", "report.html"
+
+
+class Display(Protocol):
+    """Where a run shows what it does; see cli.py for the one with progress bars."""
+
+    def say(self, line: str) -> None: ...
+
+    def counter(self, title: str, total: int) -> Callable[[int], None]: ...
+
+    def steps(self, title: str) -> Callable[[Step], None]: ...
+
+
+class Silent:
+    """A display that shows nothing."""
+
+    def say(self, line: str) -> None:
+        pass
+
+    def counter(self, title: str, total: int) -> Callable[[int], None]:
+        return lambda count: None
+
+    def steps(self, title: str) -> Callable[[Step], None]:
+        return lambda step: None
+
+
+def choose_accelerator(device: str, precision: str) -> Accelerator:
+    """Device and precision as HF Accelerate understands them.
+
+    Raises InputError for a device that this machine does not have.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("this machine has no CUDA device: use --device auto or --device cpu")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise InputError("this machine has no MPS device: use --device auto or --device cpu")
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    if precision == "auto":
+        fast = "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp16"
+        precision = fast if on_gpu else "fp32"
+    if precision == "fp16" and not on_gpu:
+        raise InputError("fp16 needs a CUDA device: use --precision fp32 or bf16")
+    return Accelerator(
+        cpu=device == "cpu", mixed_precision="no" if precision == "fp32" else precision
+    )
+
+
+def run(config: Config, display: Display | None = None) -> dict[str, Any]:
+    """Train and evaluate on one category or a folder of several; returns what report.json holds.
+
+    A single category's model, checkpoint and report lie in ``out``; of several, each in
+    ``out/<category>``, and ``out`` gets a report of them all. Everything that can be checked is
+    checked before the first file is written. Raises InputError for anything wrong with the input.
+    """
+    display = display or Silent()
+    categories = [scan_category(root) for root in find_categories(config.data)]
+    if not config.mixed_sizes:
+        for category in categories:
+            check_sizes(category.train + tuple(s.path for s in category.test))
+    _check_numbers(config)
+    accelerator = choose_accelerator(config.device, config.precision)
+    noise = _noise(config)
+    new_detector(config)  # so that a teacher that does not load stops here
+    if len(categories) == 1:
+        return _run_category(config, categories[0], config.out, noise, accelerator, display)[0]
+    reports, sections = [], []
+    for number, category in enumerate(categories, start=1):
+        display.say(f"{category.name} ({number} of {len(categories)})")
+        folder = config.out / category.name
+        content, section = _run_category(config, category, folder, noise, accelerator, display)
+        reports.append(content)
+        sections.append(section)
+    content = {
+        "data": str(config.data),
+        "config": _json_config(config),
+        "scores": report.mean_scores([r["scores"] for r in reports]),
+        "categories": {c.name: r["scores"] for c, r in zip(categories, reports, strict=True)},
+        "seconds": {k: sum(r["seconds"][k] for r in reports) for k in reports[0]["seconds"]},
+        "versions": versions(),
+    }
+    if accelerator.is_main_process:
+        write_report(config.out, content, sections)
+    return content
+
+
+def write_report(folder: Path, content: dict[str, Any], sections: list[str]) -> None:
+    """Write report.json and, where there was something to evaluate, report.html."""
+    write_json(folder / REPORT, content)
+    if any(sections):
+        title = f"DSKD on {Path(content['data']).resolve().name}"
+        with whole_file(folder / PAGE) as temporary:
+            page = report.html_page(title, content, [s for s in sections if s])
+            temporary.write_text(page, encoding="utf-8")
+
+
+def _run_category(
+    config: Config,
+    category: Category,
+    folder: Path,
+    noise: SyntheticNoise,
+    accelerator: Accelerator,
+    display: Display,
+) -> tuple[dict[str, Any], str]:
+    seconds: dict[str, float] = {}
+    cache = config.out.parent / ".cache"
+    device = accelerator.device
+    with _timed(seconds, "decode"):
+        normal, test = (
+            decoded_images(paths, config.image_size, cache, display.counter(title, len(paths)))
+            for title, paths in (
+                ("read train", category.train),
+                ("read test", tuple(s.path for s in category.test)),
+            )
+        )
+    fitted, held_out = split_holdout(len(normal), config.holdout, config.seed)
+    detector = new_detector(config)
+    with _timed(seconds, "train_students"):
+        train_students(
+            detector,
+            normal[fitted],
+            config.epochs,
+            config.batch_size,
+            config.learning_rate,
+            config.loss,
+            config.seed,
+            accelerator,
+            folder / CHECKPOINT,
+            config.resume,
+            display.steps("students"),
+        )
+    with _timed(seconds, "train_fusion"):
+        if config.fusion == "recommended":
+            detector.fusion.input_scale.copy_(normal_means(detector, normal[held_out]))
+        train_fusion(
+            detector,
+            normal[fitted],
+            noise,
+            config.fusion_epochs,
+            config.batch_size,
+            seed=config.seed,
+            report=display.steps("fusion"),
+        )
+        held_maps = score_images(detector, normal[held_out], config.batch_size, device)["fused"]
+        detector.thresholds = fit_thresholds(held_maps, config.false_positive_rate)
+    with _timed(seconds, "evaluate"):
+        progress = display.counter("evaluate", len(test))
+        evaluation = evaluate(detector, category, test, config.batch_size, device, progress)
+        section = report.section(evaluation, detector.thresholds.image) if len(test) else ""
+    content = {
+        "data": str(category.root),
+        "config": _json_config(config),
+        "scores": report.as_json(evaluation.scores),
+        "thresholds": dataclasses.asdict(detector.thresholds),
+        "fusion_weights": detector.fusion.map_weights.tolist(),
+        "images": {"train": len(fitted), "held_out": len(held_out), "test": len(test)},
+        "notes": evaluation.notes,
+        "seconds": seconds,
+        "versions": versions(),
+    }
+    if accelerator.is_main_process:
+        detector.save(folder / MODEL, {"data": content["data"], "config": content["config"]})
+        write_report(folder, content, [section])
+    return content, section
+
+
+def new_detector(config: Config) -> DSKD:
+    """A detector as the options say, students at random from the seed."""
+    state = torch.random.get_rng_state()
+    try:
+        torch.manual_seed(generator(config.seed, STUDENTS).initial_seed())
+        return DSKD(
+            Teacher(config.teacher, config.teacher_weights),
+            config.image_size,
+            config.skip,
+            config.attention,
+            config.smoothing_sigma,
+            nonnegative_fusion=config.fusion == "recommended",
+        )
+    finally:
+        torch.random.set_rng_state(state)
+
+
+def _noise(config: Config) -> SyntheticNoise:
+    size = config.image_size
+    textures = (
+        ProceduralTextures(image_size=size, seed=config.seed)
+        if config.textures == "procedural"
+        else TextureFolder(config.textures, size)
+    )
+    return SyntheticNoise(textures, (size, size), config.opacity, config.octaves)
+
+
+def _check_numbers(config: Config) -> None:
+    for name in ("epochs", "batch_size", "fusion_epochs"):
+        if getattr(config, name) < 1:
+            option = name.replace("_", "-")
+            raise InputError(f"--{option} {getattr(config, name)} must be at least 1")
+    if not 0 < config.false_positive_rate < 1:
+        raise InputError(f"--false-positive-rate {config.false_positive_rate} must lie in (0, 1)")
+
+
+def _json_config(config: Config) -> dict[str, Any]:
+    values = dataclasses.asdict(config)
+    return {k: os.fspath(v) if isinstance(v, Path) else v for k, v in values.items()}
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - start, 2)
+
+
+def load_run(folder: Path) -> DSKD:
+    """The detector of a run: give the run's folder, or the model's."""
+    model = folder / MODEL if (folder / MODEL).is_dir() else folder
+    if not model.is_dir():
+        raise InputError(f"{folder} is not a folder: give one that `dskd train` wrote")
+    return DSKD.load(model)
+
+
+def evaluate_run(
+    folder: Path,
+    data: Path | None,
+    out: Path,
+    device: str = "auto",
+    batch_size: int = 16,
+    display: Display | None = None,
+) -> dict[str, Any]:
+    """Evaluate a run's detector on a category, write a report to ``out``, return its content.
+
+    Without ``data`` the category is the one it was trained on. Raises InputError if the run or the
+    data cannot be read.
+    """
+    display = display or Silent()
+    trained_on = read_json(folder / REPORT)
+    detector = load_run(folder)
+    category = scan_category(data or Path(trained_on["data"]))
+    if not category.test:
+        raise InputError(
+            f"{category.root} has no test images: put some in {category.root / 'test'}"
+        )
+    target = choose_accelerator(device, "fp32").device
+    paths = tuple(sample.path for sample in category.test)
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "evaluate"):
+        cache = out.parent / ".cache"
+        progress = display.counter("read test", len(paths))
+        test = decoded_images(paths, detector.image_size, cache, progress)
+        progress = display.counter("evaluate", len(test))
+        detector.to(target)
+        evaluation = evaluate(detector, category, test, batch_size, target, progress)
+    content = {
+        "data": str(category.root),
+        "config": trained_on["config"],
+        "scores": report.as_json(evaluation.scores),
+        "notes": evaluation.notes,
+        "seconds": seconds,
+        "versions": versions(),
+    }
+    threshold = detector.thresholds.image if detector.thresholds else None
+    write_report(out, content, [report.section(evaluation, threshold)])
+    return content

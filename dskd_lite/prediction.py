@@ -1,0 +1,127 @@
+"""Verdicts on new photos: a score, an overlay and a mask for each."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dskd_lite import plots
+from dskd_lite.datasets.folder import IMAGE_SUFFIXES, open_image
+from dskd_lite.detector import DSKD
+from dskd_lite.errors import InputError
+from dskd_lite.storage import whole_file
+from dskd_lite.training import to_tensor
+
+SCORES_FILE = "scores.csv"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is said about one photo."""
+
+    path: Path
+    score: float | None
+    """None if the photo could not be read."""
+    verdict: str
+    """``normal``, ``anomalous``, ``unknown`` without a threshold, or ``unreadable``."""
+    anomalous_area: float | None
+    """Share of pixels above the pixel threshold, in [0, 1]."""
+    note: str = ""
+
+
+def find_photos(source: Path) -> tuple[Path, list[Path]]:
+    """The folder that names are relative to, and the images: one file, or all below a folder.
+
+    Raises InputError if there is none.
+    """
+    if source.is_file():
+        return source.parent, [source]
+    if not source.is_dir():
+        raise InputError(f"{source} does not exist: give an image or a folder of images")
+    photos = sorted(
+        p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
+    )
+    if not photos:
+        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise InputError(f"{source} holds no image: put photos there ({kinds})")
+    return source, photos
+
+
+def predict(
+    detector: DSKD,
+    source: Path,
+    out: Path,
+    batch_size: int = 16,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int], None] = lambda count: None,
+) -> list[Verdict]:
+    """Score photos; write ``<name>_overlay.png`` and ``<name>_mask.png`` for each, and scores.csv.
+
+    Overlays have the photo's own size and one colour scale for all: from 0 to twice the pixel
+    threshold stored with the model, so that the threshold lies in the middle. A photo that cannot
+    be read is reported in its verdict and skipped.
+
+    Raises InputError if there is no photo, or ``out`` cannot be written.
+    """
+    root, paths = find_photos(source)
+    verdicts: list[Verdict] = []
+    for start in range(0, len(paths), batch_size):
+        batch = paths[start : start + batch_size]
+        photos: list[tuple[Path, Image.Image]] = []
+        unreadable: list[Verdict] = []
+        for path in batch:
+            try:
+                photos.append((path, open_image(path)))
+            except InputError as error:
+                unreadable.append(Verdict(path, None, "unreadable", None, str(error)))
+        verdicts += unreadable + list(_judge(detector, photos, root, out, device))
+        progress(len(batch))
+    verdicts.sort(key=lambda v: v.path)
+    with whole_file(out / SCORES_FILE) as temporary, temporary.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["image", "score", "verdict", "anomalous_area", "note"])
+        for v in verdicts:
+            numbers = ["" if x is None else f"{x:.6g}" for x in (v.score, v.anomalous_area)]
+            name = v.path.relative_to(root).as_posix()
+            table.writerow([name, numbers[0], v.verdict, numbers[1], v.note])
+    return verdicts
+
+
+@torch.no_grad()
+def _judge(
+    detector: DSKD,
+    photos: list[tuple[Path, Image.Image]],
+    root: Path,
+    out: Path,
+    device: torch.device | str,
+) -> Iterator[Verdict]:
+    if not photos:
+        return
+    size = (detector.image_size, detector.image_size)
+    squares = [np.asarray(photo.resize(size, Image.Resampling.BILINEAR)) for _, photo in photos]
+    prediction = detector(to_tensor(np.stack(squares), device))
+    maps, scores = prediction.fused_map.float().cpu().numpy(), prediction.score.tolist()
+    thresholds = detector.thresholds
+    for (path, photo), values, score in zip(photos, maps, scores, strict=True):
+        limit = 2 * thresholds.pixel if thresholds else float(values.max())
+        full = Image.fromarray(values).resize(photo.size, Image.Resampling.BILINEAR)
+        name = path.relative_to(root).with_suffix("")
+        _write(plots.overlay(np.asarray(photo), np.asarray(full), limit), out, name, "overlay")
+        verdict, area = "unknown", None
+        if thresholds is not None:
+            verdict = "anomalous" if score > thresholds.image else "normal"
+            mask = np.asarray(full) > thresholds.pixel
+            area = float(mask.mean())
+            _write(mask.astype(np.uint8) * 255, out, name, "mask")
+        yield Verdict(path, score, verdict, area)
+
+
+def _write(pixels: np.ndarray, out: Path, name: Path, kind: str) -> None:
+    with whole_file(out / name.parent / f"{name.name}_{kind}.png") as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG")

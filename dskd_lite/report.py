@@ -1,0 +1,179 @@
+"""The report of a run: numbers for programs (JSON), one page for people (HTML)."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from dskd_lite import plots
+from dskd_lite.evaluation import Evaluation, Scores
+
+EXAMPLES_PER_GROUP = 4
+METRICS = {
+    "image_auroc": "image AUROC",
+    "pixel_auroc": "pixel AUROC",
+    "aupro": "AUPRO",
+    "legacy_pro": "PRO, RD4AD's form",
+}
+
+
+ScoreTable = dict[str, dict[str, float | None]]
+
+
+def as_json(scores: dict[str, Scores]) -> ScoreTable:
+    """Scores by method and metric, as plain dictionaries."""
+    return {method: asdict(row) for method, row in scores.items()}
+
+
+def mean_scores(tables: Sequence[ScoreTable]) -> ScoreTable:
+    """Mean over categories, by method and metric; None where a category has no such figure."""
+    means: ScoreTable = {}
+    for method in tables[0]:
+        rows = [table.get(method, {}) for table in tables]
+        means[method] = {}
+        for metric in METRICS:
+            values = [row.get(metric) for row in rows]
+            means[method][metric] = None if None in values else float(np.mean(values))
+    return means
+
+
+def table(scores: ScoreTable, metrics: Sequence[str] = tuple(METRICS)) -> str:
+    """Ablation table in plain text: one row a method, percent with one decimal."""
+    header = f"{'':<10}" + "".join(f"{METRICS[m]:>19}" for m in metrics)
+    rows = [
+        f"{method:<10}" + "".join(f"{_percent(row[m]):>19}" for m in metrics)
+        for method, row in scores.items()
+    ]
+    return "\n".join([header, *rows])
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def html_page(title: str, report: dict[str, Any], sections: Sequence[str]) -> str:
+    """One page that needs no other file: scores, what ``section`` made, and the settings."""
+    overall = ""
+    if len(sections) > 1:
+        overall = f"<h2>Mean of {len(sections)} categories</h2>{_html_table(report['scores'])}"
+    settings = "".join(
+        f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>"
+        for k, v in {**report["config"], **report["versions"]}.items()
+    )
+    return _PAGE.format(
+        title=html.escape(title),
+        overall=overall,
+        sections="\n".join(sections),
+        settings=settings,
+    )
+
+
+def section(evaluation: Evaluation, threshold: float | None) -> str:
+    """HTML of one category: table, histogram, curves, and heatmaps of hits and misses."""
+    name = html.escape(evaluation.category.name)
+    parts = [f"<h2>{name}</h2>", _html_table(as_json(evaluation.scores))]
+    parts += [f"<p class='note'>{html.escape(note)}</p>" for note in evaluation.notes]
+    labels, method = evaluation.labels, list(evaluation.maps)[-1]
+    both_classes = bool(labels.any() and not labels.all())
+    figures: list[tuple[Figure, str]] = []
+    histogram = plots.score_histogram(evaluation.image_scores(method), labels, threshold, method)
+    figures.append((histogram, f"Histogram of {method} image scores, normal against defective."))
+    if both_classes:
+        roc = plots.roc_curves(evaluation.maps, labels)
+        figures.append((roc, "ROC curve of each method over the test images."))
+    if evaluation.masks is not None:
+        pro = plots.pro_curves(evaluation.maps, evaluation.masks)
+        figures.append((pro, "Per-region overlap of each method up to 30 % false positives."))
+    parts.append("<div class='row'>" + "".join(_img(f, alt) for f, alt in figures) + "</div>")
+    limits = plots.color_limits(evaluation.maps)
+    for heading, chosen in _examples(evaluation, method, threshold).items():
+        if len(chosen) == 0:
+            continue
+        figure = plots.heatmap_grid(
+            evaluation.images[chosen],
+            None if evaluation.masks is None else evaluation.masks[chosen],
+            {m: values[chosen] for m, values in evaluation.maps.items()},
+            limits,
+            [_caption(evaluation, i) for i in chosen],
+        )
+        alt = f"{heading}: image, mask and the map of each method, on one scale for all images."
+        parts.append(f"<h3>{html.escape(heading)}</h3>{_img(figure, alt)}")
+    return f"<section>{''.join(parts)}</section>"
+
+
+def _examples(
+    evaluation: Evaluation, method: str, threshold: float | None
+) -> dict[str, np.ndarray]:
+    """Clearest hits, worst misses, worst false alarms, by score against the threshold."""
+    scores, labels = evaluation.image_scores(method), evaluation.labels
+    if threshold is None:
+        threshold = float(np.median(scores))
+    order = np.argsort(-scores, kind="stable")
+    flagged = scores > threshold
+    hits = [i for i in order if labels[i] and flagged[i]]
+    spread = np.linspace(0, len(hits) - 1, min(len(hits), EXAMPLES_PER_GROUP)).astype(int)
+    misses = [i for i in order[::-1] if labels[i] and not flagged[i]]
+    alarms = [i for i in order if not labels[i] and flagged[i]]
+    normal = [i for i in order[::-1] if not labels[i] and not flagged[i]]
+    return {
+        "Hits: defects above the threshold, from clear to narrow": np.array(hits, int)[spread],
+        "Misses: defects under the threshold, the worst first": np.array(misses, int)[:4],
+        "False alarms: normal images above the threshold, the worst first": np.array(alarms, int)[
+            :EXAMPLES_PER_GROUP
+        ],
+        "Normal images that look normal": np.array(normal, int)[:2],
+    }
+
+
+def _caption(evaluation: Evaluation, index: int) -> str:
+    sample = evaluation.category.test[index]
+    return f"{sample.defect}/{sample.path.stem}"
+
+
+def _html_table(scores: ScoreTable) -> str:
+    head = "".join(f"<th>{name}</th>" for name in METRICS.values())
+    body = "".join(
+        f"<tr><th style='color:{plots.role_color(method)}'>{html.escape(method)}</th>"
+        + "".join(f"<td>{_percent(row[m])}</td>" for m in METRICS)
+        + "</tr>"
+        for method, row in scores.items()
+    )
+    return f"<table><tr><th></th>{head}</tr>{body}</table>"
+
+
+def _img(figure: Figure, alt: str) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f"<img alt='{html.escape(alt, quote=True)}' src='data:image/png;base64,{data}'>"
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto;
+  padding: 0 1rem; }}
+img {{ max-width: 100%; height: auto; border-radius: 6px; background: white; }}
+.row {{ display: flex; flex-wrap: wrap; gap: .5rem; }} .row img {{ flex: 1 1 300px; min-width: 0; }}
+table {{ border-collapse: collapse; margin: .5rem 0 1rem; display: block; overflow-x: auto; }}
+th, td {{ padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #8885; }}
+th:first-child {{ text-align: left; }}
+.note {{ border-left: 4px solid #EE7733; padding-left: .6rem; }}
+</style></head><body>
+<h1>{title}</h1>
+<p>Figures in percent, over the whole test set. AUPRO is exact, to a false-positive rate of 0.3.
+Heatmaps of one method share one colour scale.</p>
+{overall}
+{sections}
+<h2>Settings</h2><details><summary>options and versions</summary><table>{settings}</table></details>
+</body></html>
+"""

@@ -1,0 +1,145 @@
+"""The two students: one goes the teacher's way, one comes back from its top."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dskd_lite.anomaly_maps import COMPARED_STAGES
+from dskd_lite.teacher import Architecture, Backbone, Bottleneck, architecture
+
+
+class ForwardStudent(nn.Module):
+    """The teacher's architecture with a random start and no connection to the teacher.
+
+    Turns images (B, 3, H, W) in [0, 1] into D1..D3, shaped as E1..E3. Stage 4 belongs to the
+    architecture but nothing reads it, so it is neither computed nor trained.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.backbone = Backbone(name)
+        self.backbone.layer4.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return self.backbone(images, stages=COMPARED_STAGES)
+
+
+class SkipAttention(nn.Module):
+    """Attention gate: the features from above decide where the skip connection may pass.
+
+    ``alpha = sigmoid(psi(relu(W_g gate + W_x skip)))``, one value in [0, 1] per position, times the
+    skip: the additive gate of Attention U-Net (Oktay et al., 2018). ``gate`` and ``skip`` are
+    (B, channels, h, w). The last ``alpha`` (B, 1, h, w) stays in ``attention_map`` to be shown.
+    """
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.gate = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1, bias=False), nn.BatchNorm2d(hidden)
+        )
+        self.skip = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1, bias=False), nn.BatchNorm2d(hidden)
+        )
+        self.psi = nn.Conv2d(hidden, 1, 1)
+        self.attention_map: Tensor | None = None
+
+    def forward(self, gate: Tensor, skip: Tensor) -> Tensor:
+        alpha = torch.sigmoid(self.psi(torch.relu(self.gate(gate) + self.skip(skip))))
+        self.attention_map = alpha.detach()
+        return alpha * skip
+
+
+class ReverseBlock(nn.Module):
+    """One step of Eq. (2): from D^{t+1} and, by the skip connection, E_t, to D^t.
+
+    The skip connection is a 3x3 and a 7x7 convolution of E_t with stride 2, C_t to C_t channels
+    each, so that together they have the channels and the size of D^{t+1}. The gate lets D^{t+1}
+    weigh it; a 1x1 convolution of both brings C_t channels to a residual block that doubles the
+    size. Without ``skip`` the gate weighs D^{t+1} itself, which then goes on alone.
+    """
+
+    def __init__(self, arch: Architecture, stage: int, skip: bool, attention: bool) -> None:
+        super().__init__()
+        channels, above = arch.channels[stage - 1], arch.channels[stage]
+        self.conv3 = _conv(channels, channels, kernel_size=3, stride=2) if skip else None
+        self.conv7 = _conv(channels, channels, kernel_size=7, stride=2) if skip else None
+        self.attention = SkipAttention(above, hidden=channels) if attention else None
+        self.merge = _conv(2 * above if skip else above, channels, kernel_size=1)
+        self.decoder = _decoder_stage(arch, stage)
+
+    def forward(self, above: Tensor, teacher_feature: Tensor) -> Tensor:
+        """Turn D^{t+1} (B, C_{t+1}, h/2, w/2) and E_t (B, C_t, h, w) into D^t, shaped as E_t."""
+        if self.conv3 is not None and self.conv7 is not None:
+            skip = torch.cat([self.conv3(teacher_feature), self.conv7(teacher_feature)], dim=1)
+        else:
+            skip = above
+        if self.attention is not None:
+            skip = self.attention(above, skip)
+        x = skip if self.conv3 is None else torch.cat([above, skip], dim=1)
+        return self.decoder(self.merge(x))
+
+
+class ReverseStudent(nn.Module):
+    """Rebuilds the teacher's features from the top: E4 to D3 to D2 to D1, Eq. (2).
+
+    ``name`` is the teacher's; ``skip`` and ``attention`` switch the two parts off for ablation.
+    """
+
+    def __init__(self, name: str, skip: bool = True, attention: bool = True) -> None:
+        super().__init__()
+        arch = architecture(name)
+        self.block3 = ReverseBlock(arch, 3, skip, attention)
+        self.block2 = ReverseBlock(arch, 2, skip, attention)
+        self.block1 = ReverseBlock(arch, 1, skip, attention)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, teacher_features: Sequence[Tensor]) -> list[Tensor]:
+        """Turn E1..E4 into D1..D3, shaped as E1..E3."""
+        e1, e2, e3, e4 = teacher_features
+        d3 = self.block3(e4, e3)
+        d2 = self.block2(d3, e2)
+        d1 = self.block1(d2, e1)
+        return [d1, d2, d3]
+
+    def attention_maps(self) -> list[Tensor]:
+        """The gates' last maps, stages 1 to 3, (B, 1, h/2, w/2) each; empty without attention."""
+        gates = (self.block1.attention, self.block2.attention, self.block3.attention)
+        return [g.attention_map for g in gates if g is not None and g.attention_map is not None]
+
+
+def _conv(inputs: int, outputs: int, kernel_size: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel_size, stride, padding=kernel_size // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+def _decoder_stage(arch: Architecture, stage: int) -> nn.Sequential:
+    """The mirror image of an encoder stage: its strided convolutions become transposed ones.
+
+    The stage that rebuilds E3 is as deep as the encoder's first, and so on down, as in RD4AD.
+    """
+    channels = arch.channels[stage - 1]
+    planes = channels // arch.block.expansion
+    upsample = nn.Sequential(
+        nn.ConvTranspose2d(channels, channels, 2, stride=2, bias=False), nn.BatchNorm2d(channels)
+    )
+    first = arch.block(channels, planes, downsample=upsample, base_width=_base_width(arch))
+    if arch.block is Bottleneck:
+        width = first.conv2.out_channels
+        first.conv2 = nn.ConvTranspose2d(width, width, 2, stride=2, bias=False)
+    else:
+        first.conv1 = nn.ConvTranspose2d(channels, channels, 2, stride=2, bias=False)
+    depth = arch.layers[COMPARED_STAGES - stage]
+    rest = [arch.block(channels, planes, base_width=_base_width(arch)) for _ in range(depth - 1)]
+    return nn.Sequential(first, *rest)
+
+
+def _base_width(arch: Architecture) -> int:
+    return arch.width_per_group if arch.block is Bottleneck else 64  # all that a BasicBlock takes

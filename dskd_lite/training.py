@@ -1,0 +1,225 @@
+"""Training: both students in one pass over normal images, then the six weights of the fusion."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors import safe_open
+from torch import Tensor
+from torch.optim import Adam
+
+from dskd_lite.anomaly_maps import COMPARED_STAGES, LossForm, distillation_loss
+from dskd_lite.detector import DSKD
+from dskd_lite.errors import InputError
+from dskd_lite.fusion import dice_loss
+from dskd_lite.seeding import FUSION, HOLDOUT, ORDER, generator
+from dskd_lite.storage import save_tensors, whole_file
+from dskd_lite.synthetic_noise import SyntheticNoise
+
+ADAM_BETAS = (0.5, 0.999)
+SECONDS_BETWEEN_CHECKPOINTS = 60.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """What training reports after each step."""
+
+    epoch: int
+    step: int
+    steps: int
+    """Steps in all."""
+    images: int
+    """Images in this step."""
+    images_in_all: int
+    loss: float
+
+
+Report = Callable[[Step], None]
+
+
+def to_tensor(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """Turn uint8 images (B, H, W, 3) into floats (B, 3, H, W) in [0, 1] on the device."""
+    batch = torch.from_numpy(np.array(images)).to(device)  # a copy: the cache is read-only
+    return batch.permute(0, 3, 1, 2).float().div(255)
+
+
+def split_holdout(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split range(count) into indices to train on and indices to hold out, at least one of each.
+
+    Raises InputError if there are fewer than two images, or the share is not in (0, 1).
+    """
+    if not 0 < share < 1:
+        raise InputError(f"holdout {share} must lie between 0 and 1, e.g. 0.1")
+    if count < 2:
+        raise InputError(
+            f"{count} normal image is not enough: one trains the students, one is held out"
+        )
+    order = torch.randperm(count, generator=generator(seed, HOLDOUT)).numpy()
+    held = min(max(round(share * count), 1), count - 1)
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+def train_students(
+    detector: DSKD,
+    images: np.ndarray,
+    epochs: int,
+    batch_size: int = 16,
+    learning_rate: float = 0.005,
+    loss: LossForm = "per-position",
+    seed: int = 0,
+    accelerator: Accelerator | None = None,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    report: Report = lambda step: None,
+) -> None:
+    """Train both students on normal images, uint8 (N, H, W, 3), with Adam (0.5, 0.999).
+
+    The order of the images depends on the seed and the epoch alone. With a ``checkpoint`` path the
+    state is saved once a minute, on Ctrl-C and at the end, and ``resume`` continues from it to the
+    same weights as a run that was never stopped.
+
+    Raises InputError if the loss is not finite (the last checkpoint stays), or the checkpoint
+    cannot be written or belongs to another run.
+    """
+    accelerator = accelerator or Accelerator(cpu=True)
+    detector.to(accelerator.device).train()
+    students = torch.nn.ModuleList([detector.forward_student, detector.reverse_student])
+    parameters = [p for p in students.parameters() if p.requires_grad]
+    optimizer = Adam(parameters, lr=learning_rate, betas=ADAM_BETAS)
+    forward_student, reverse_student, optimizer = accelerator.prepare(
+        detector.forward_student, detector.reverse_student, optimizer
+    )
+    steps_per_epoch = -(-len(images) // batch_size)
+    steps = epochs * steps_per_epoch
+    run = {"images": len(images), "batch_size": batch_size, "seed": seed, "loss": loss,
+           "learning_rate": learning_rate}  # fmt: skip
+    done = 0
+    if resume and checkpoint is not None and checkpoint.is_file():
+        done = _load_checkpoint(checkpoint, run, students, optimizer)
+    saved_at = monotonic()
+    try:
+        while done < steps:
+            epoch, step = divmod(done, steps_per_epoch)
+            order = torch.randperm(len(images), generator=generator(seed, ORDER, epoch)).numpy()
+            batch = images[np.sort(order[step * batch_size : (step + 1) * batch_size])]
+            normal = to_tensor(batch, accelerator.device)
+            teacher_features = detector.teacher(normal)
+            compared = teacher_features[:COMPARED_STAGES]
+            value = distillation_loss(compared, forward_student(normal), loss)
+            value = value + distillation_loss(compared, reverse_student(teacher_features), loss)
+            if not torch.isfinite(value):
+                kept = f"the last checkpoint is kept in {checkpoint}; " if checkpoint else ""
+                raise InputError(
+                    f"the loss became {value.item()} in epoch {epoch + 1}, step {step + 1} of "
+                    f"{steps_per_epoch}: {kept}try a lower --learning-rate, or --precision fp32"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            accelerator.backward(value)
+            optimizer.step()
+            done += 1
+            report(Step(epoch, done, steps, len(batch), epochs * len(images), value.item()))
+            if checkpoint is not None and monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
+                _save_checkpoint(checkpoint, run, done, students, optimizer)
+                saved_at = monotonic()
+    except KeyboardInterrupt:
+        if checkpoint is not None:
+            _save_checkpoint(checkpoint, run, done, students, optimizer)
+        raise
+    if checkpoint is not None:
+        _save_checkpoint(checkpoint, run, done, students, optimizer)
+    detector.eval()
+
+
+def _save_checkpoint(
+    path: Path, run: dict[str, object], done: int, students: torch.nn.Module, optimizer: Adam
+) -> None:
+    tensors = {f"students.{k}": v for k, v in students.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items()}
+    with whole_file(path) as temporary:
+        save_tensors(tensors, temporary, {"run": json.dumps(run), "done": str(done)})
+
+
+def _load_checkpoint(
+    path: Path, run: dict[str, object], students: torch.nn.Module, optimizer: Adam
+) -> int:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+    except Exception as error:
+        raise InputError(f"{path} is damaged: delete it to start again") from error
+    stored = json.loads(metadata["run"])
+    for key, value in run.items():
+        if stored.get(key) != value:
+            raise InputError(
+                f"{path} belongs to another run: its {key} is {stored.get(key)}, not {value}; "
+                "give the same options, or train without --resume"
+            )
+    students.load_state_dict(
+        {k.removeprefix("students."): v for k, v in tensors.items() if k.startswith("students.")}
+    )
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".")
+            state.setdefault(int(index), {})[name] = value
+    full = optimizer.state_dict()
+    optimizer.load_state_dict({"state": state, "param_groups": full["param_groups"]})
+    return int(metadata["done"])
+
+
+@torch.no_grad()
+def normal_means(detector: DSKD, images: np.ndarray, batch_size: int = 16) -> Tensor:
+    """Mean (6,) of each score map over normal images, uint8 (N, H, W, 3)."""
+    device = next(detector.fusion.parameters()).device
+    total = torch.zeros(6, dtype=torch.float64)
+    for start in range(0, len(images), batch_size):
+        maps = detector.score_maps(to_tensor(images[start : start + batch_size], device))
+        total += maps.mean((2, 3)).sum(0).double().cpu()
+    return (total / len(images)).float()
+
+
+def train_fusion(
+    detector: DSKD,
+    images: np.ndarray,
+    noise: SyntheticNoise,
+    epochs: int,
+    batch_size: int = 16,
+    learning_rate: float = 0.005,
+    seed: int = 0,
+    rounds: int = 1,
+    report: Report = lambda step: None,
+) -> None:
+    """Train the six weights by dice loss on normal images, uint8 (N, H, W, 3), under noise.
+
+    The students are fixed, so each image's maps are computed once for each of ``rounds`` draws of
+    noise; ``epochs`` go over these maps. Paper: Adam (0.5, 0.999), 0.005.
+    """
+    detector.eval()
+    device = next(detector.fusion.parameters()).device
+    banks: list[tuple[Tensor, Tensor]] = []
+    with torch.no_grad():
+        for draw in range(rounds):
+            for start in range(0, len(images), batch_size):
+                rng = generator(seed, FUSION, draw, start)
+                normal = to_tensor(images[start : start + batch_size], device)
+                noised, masks = noise(normal, rng)
+                banks.append((detector.score_maps(noised), masks))
+    optimizer = Adam(detector.fusion.parameters(), lr=learning_rate, betas=ADAM_BETAS)
+    steps = epochs * len(banks)
+    for epoch in range(epochs):
+        for step, (maps, masks) in enumerate(banks):
+            value = dice_loss(detector.fusion(maps), masks)
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            optimizer.step()
+            number, seen = epoch * len(banks) + step + 1, epochs * rounds * len(images)
+            report(Step(epoch, number, steps, len(maps), seen, value.item()))
