@@ -224,7 +224,7 @@ def gamma_threshold(normal_scores: ArrayLike, false_positive_rate: float = 0.05)
     value = _fitted_gamma_quantile(scores, false_positive_rate)
     if value is not None:
         return Threshold(value, "gamma")
-    quantile = np.quantile(scores, 1 - false_positive_rate, method="higher")
+    quantile = np.quantile(scores, 1 - false_positive_rate, method="inverted_cdf")
     return Threshold(float(quantile), "quantile")
 
 
