@@ -20,8 +20,14 @@ logger = logging.getLogger(__name__)
 
 def to_mathml(latex: str, node: nodes.Element, display: str) -> str:
     """Convert LaTeX to one ``<math>`` element; ``display`` is ``"inline"`` or ``"block"``."""
+    # The converter knows ``split``, which is the same thing within an equation.
+    latex = re.sub(r"(\\(?:begin|end)\{)aligned\}", r"\1split}", latex)
     mathml = convert(latex, display=display)
-    unknown = re.findall(r">(\\[A-Za-z]+)<", mathml)
+    # A bar would stretch to the tallest thing beside it, its partner with an index would not.
+    mathml = re.sub(r"<mo>(&#x02016;|&#x0007C;|\|)</mo>", r'<mo stretchy="false">\1</mo>', mathml)
+    unknown = re.findall(r">(\\[A-Za-z]+|&)<", mathml)
+    if "bold-italic" in mathml:  # which browsers no longer read
+        unknown.append(r"\boldsymbol (write \mathbf)")
     if unknown:
         logger.warning("mathematics: no MathML for %s", ", ".join(unknown), location=node)
     return mathml

@@ -17,9 +17,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle, RegularPolygon
 
-TEACHER, FORWARD, REVERSE, FUSED = "#4477AA", "#EE7733", "#228833", "#AA3377"
+from dskd_lite.plots import HEATMAP, ROLE_COLORS
+
+TEACHER, FORWARD, REVERSE, FUSED = (
+    ROLE_COLORS[role] for role in ("teacher", "forward", "reverse", "fused")
+)
 INK = {"pipeline.svg": "#1f2933", "pipeline_dark.svg": "#e8eaed"}
-SIZE = (6.5, 6.6)
+SIZE = (6.6, 6.6)
 LEFT = 0.2
 PICTURE = 1.3  # side of image and heatmap
 BOX_X = (2.1, 3.3, 4.3, 5.1)  # left edges of the boxes of stages 1 to 4
@@ -42,7 +46,7 @@ def networks(axes: Axes, ink: str) -> None:
     """Upper half: the image, the three networks, and which of their stages are compared."""
     middle = LANE_Y["teacher"]
     draw_part(axes, LEFT, middle - PICTURE / 2)
-    axes.text(LEFT + PICTURE / 2, 3.88, "image", color=ink, ha="center", va="top", size=11)
+    axes.text(LEFT + PICTURE / 2, 3.88, "image", color=ink, ha="center", va="top", size=13)
     lane(axes, "forward", FORWARD, "D1 D2 D3")
     lane(axes, "teacher", TEACHER, "E1 E2 E3 E4")
     lane(axes, "reverse", REVERSE, "D1 D2 D3")
@@ -52,7 +56,7 @@ def networks(axes: Axes, ink: str) -> None:
         ("reverse", 5.05, "reverse\nstudent"),
     ):
         y = LANE_Y[name] - (0.25 if name == "reverse" else 0)
-        axes.text(x, y, label, color=ink, size=11, weight="bold", va="center")
+        axes.text(x, y, label, color=ink, size=13, weight="bold", va="center")
 
     image_edge = (LEFT + PICTURE + 0.05, middle)
     for name in ("forward", "teacher"):
@@ -79,8 +83,8 @@ def networks(axes: Axes, ink: str) -> None:
 def maps_to_heatmap(axes: Axes, ink: str) -> None:
     """Lower half: six maps, one from each comparison, become one."""
     arrow(axes, (1.2, 2.62), (1.2, 1.98), ink)
-    axes.text(1.45, 2.3, "1 − cosine at each position, resized to the image, smoothed",
-              color=ink, size=11, va="center")  # fmt: skip
+    axes.text(1.45, 2.3, "1 − cosine at each position,\nresized to the image, smoothed",
+              color=ink, size=13, va="center")  # fmt: skip
     for index, color in enumerate([FORWARD] * 3 + [REVERSE] * 3):
         x, y = LEFT + 0.68 * (index % 3), 1.3 - 0.68 * (index // 3)
         heat(axes, x, y, 0.6, blur=(2.5, 4, 7)[index % 3], frame=color)
@@ -89,14 +93,14 @@ def maps_to_heatmap(axes: Axes, ink: str) -> None:
         (2.85, 0.86), 1.15, 0.8, "round,pad=0.05", facecolor=FUSED, edgecolor="none"
     )
     axes.add_patch(box)
-    axes.text(3.42, 1.26, "fusion:\nsix weights", color="white", size=11, ha="center", va="center")
+    axes.text(3.42, 1.26, "fusion:\nsix weights", color="white", size=13, ha="center", va="center")
     arrow(axes, (4.06, 1.26), (4.55, 1.26), ink)
     heat(axes, 4.6, 1.26 - PICTURE / 2, PICTURE, blur=3, frame=FUSED)
     for x, label in (
         (1.18, "six score maps"),
         (4.6 + PICTURE / 2, "heatmap;\nscore = its maximum"),
     ):
-        axes.text(x, 0.5, label, color=ink, size=11, ha="center", va="top")
+        axes.text(x, 0.5, label, color=ink, size=13, ha="center", va="top")
 
 
 def lane(axes: Axes, name: str, color: str, labels: str) -> None:
@@ -105,7 +109,7 @@ def lane(axes: Axes, name: str, color: str, labels: str) -> None:
     for x, size, label in zip(BOX_X, BOX_SIZE, labels.split(), strict=False):
         y = LANE_Y[name]
         axes.add_patch(Rectangle((x, y - size / 2), size, size, facecolor=color, edgecolor="none"))
-        axes.text(x + size / 2, y, label, color=text, size=12, weight="bold",
+        axes.text(x + size / 2, y, label, color=text, size=14, weight="bold",
                   ha="center", va="center")  # fmt: skip
 
 
@@ -148,7 +152,7 @@ def heat(axes: Axes, x: float, y: float, side: float, blur: float, frame: str) -
     offsets = np.stack([columns, rows], axis=-1)[:, :, None] - scratch_points()
     distance = np.linalg.norm(offsets, axis=-1).min(axis=-1)
     values = np.exp(-0.5 * (distance / (blur / 100 + 0.02)) ** 2)
-    axes.imshow(values, extent=(x, x + side, y, y + side), origin="lower", cmap="inferno",
+    axes.imshow(values, extent=(x, x + side, y, y + side), origin="lower", cmap=HEATMAP,
                 vmin=0, vmax=1, aspect="equal")  # fmt: skip
     axes.add_patch(Rectangle((x, y), side, side, fill=False, edgecolor=frame, linewidth=2.5))
 
