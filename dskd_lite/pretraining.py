@@ -78,6 +78,8 @@ class Pretraining:
     pool: int = 48
     """Sheets in the pool."""
     steps_per_sheet: int = 8
+    validation: int = 128
+    """Textures to calibrate on, and as many held out to report the matching error on."""
     save_every: int = 1250
     """Steps between checkpoints, each with a validation and a teacher file."""
 
@@ -280,7 +282,7 @@ def calibrate_batch_norm(pupil: Pupil, batches: list[Tensor]) -> Pupil:
 
 def validation_images(config: Pretraining) -> tuple[Tensor, dict[str, Tensor]]:
     """Return textures for calibration, and by name the images that the errors are reported on."""
-    sheets = TextureSheets(32, config.texture_size, config.seed)
+    sheets = TextureSheets(config.validation // 4, config.texture_size, config.seed)
     calibration, textures = (
         torch.cat([sheets[HELD_OUT + 4 * k + i] for i in range(4)]) / 255 for k in range(2)
     )
