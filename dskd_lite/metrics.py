@@ -12,7 +12,7 @@ A score calls a pixel or an image defective when it is strictly greater than the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar
@@ -29,8 +29,7 @@ _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
 _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
-_BLOCK = 500_000  # defective pixels looked up at a time: bounds the memory
-_WORTH_A_THREAD = 500_000  # scores; to sort fewer costs less than to start a thread
+_BLOCK = 500_000  # scores that are worth a thread to sort or to look up
 _GAMMA_FIT_AT_LEAST = 5
 _GAMMA_FIT_AT_MOST = 1_000_000
 
@@ -335,9 +334,9 @@ def _curve(
 
 def _sorted_parts(normals: np.ndarray) -> list[np.ndarray]:
     """The normals, sorted in place in one part per thread; counts of normals add up over parts."""
-    threads = min(torch.get_num_threads(), math.ceil(normals.size / _WORTH_A_THREAD))
+    threads = min(torch.get_num_threads(), math.ceil(normals.size / _BLOCK))
     parts = np.array_split(normals, threads)
-    list(_threaded(np.ndarray.sort, parts))
+    _threaded(np.ndarray.sort, parts)
     return parts
 
 
@@ -349,9 +348,8 @@ def _normals_above(positives: np.ndarray, parts: list[np.ndarray]) -> tuple[np.n
     return higher, not_lower
 
 
-def _threaded(function: Callable[[_In], _Out], items: Iterable[_In]) -> list[_Out]:
-    """``map`` on as many threads as torch may use; NumPy sorts and searches in parallel."""
-    items = list(items)
+def _threaded(function: Callable[[_In], _Out], items: Sequence[_In]) -> list[_Out]:
+    """``map`` on as many threads as torch may use; NumPy sorts and searches without the GIL."""
     if len(items) == 1:
         return [function(items[0])]
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
@@ -404,7 +402,7 @@ def _region_weights(mask: np.ndarray) -> np.ndarray:
 
 
 def _equal_weights(positives: np.ndarray) -> np.ndarray:
-    return np.broadcast_to(1 / max(positives.size, 1), positives.shape)
+    return np.broadcast_to(1 / positives.size, positives.shape)
 
 
 # Thresholds

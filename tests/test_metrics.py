@@ -147,7 +147,6 @@ def test_large_sets_are_split_over_threads_and_blocks_without_changing_the_resul
     scores, masks = realistic_case()
     scores = scores.round(2)
     single = auroc(scores, masks), aupro(scores, masks)
-    monkeypatch.setattr(metrics, "_WORTH_A_THREAD", 1000)
     monkeypatch.setattr(metrics, "_BLOCK", 100)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     assert (auroc(scores, masks), aupro(scores, masks)) == pytest.approx(single, abs=1e-12)
