@@ -1,0 +1,188 @@
+"""What the chapters share, so that no notebook repeats it: device, images, trained detectors.
+
+Everything that is made once and used again lies in the course folder: the environment variable
+``DSKD_COURSE_DIR``, or ``runs/course`` in the repository, or ``runs/course`` in the current folder
+where the package was installed without it (on Colab).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+import dskd_lite
+from dskd_lite.config import Config
+from dskd_lite.datasets import procedural
+from dskd_lite.datasets.cache import decoded_images
+from dskd_lite.datasets.folder import read_masks, scan_category
+from dskd_lite.datasets.textures import ProceduralTextures
+from dskd_lite.detector import DSKD
+from dskd_lite.evaluation import fit_thresholds, score_images
+from dskd_lite.experiment import new_detector
+from dskd_lite.synthetic_noise import SyntheticNoise
+from dskd_lite.teacher import OFFLINE_WEIGHTS
+from dskd_lite.training import (
+    Report,
+    Step,
+    normal_means,
+    split_holdout,
+    train_fusion,
+    train_students,
+)
+
+MOST_THREADS = 4  # small networks on small images gain nothing from more
+
+
+@dataclass(frozen=True)
+class CourseData:
+    """One category of the procedural benchmark in memory, test images ordered by their defect."""
+
+    name: str
+    train: np.ndarray
+    """Normal images to learn from, (N, H, W, 3) uint8."""
+    test: np.ndarray
+    """Normal and defective images, (N, H, W, 3) uint8."""
+    masks: np.ndarray
+    """Defective pixels of the test images, (N, H, W) bool; all False for a normal one."""
+    labels: np.ndarray
+    """Whether each test image is defective, (N,) bool."""
+    defects: list[str]
+    """What is wrong with each test image, ``good`` for nothing."""
+
+    def find(self, defect: str, count: int = 1) -> list[int]:
+        """Indices of the first ``count`` test images of a defect, the most obvious first."""
+        return [index for index, name in enumerate(self.defects) if name == defect][:count]
+
+
+def setup(seed: int = 0) -> torch.device:
+    """Seed torch and numpy, choose the number of threads, and return the device: a GPU or the CPU.
+
+    In a notebook it also makes figures show as pictures.
+    """
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(MOST_THREADS, os.cpu_count() or 1))
+    _show_figures()
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def folder() -> Path:
+    """Where images and trained detectors are kept between chapters."""
+    if "DSKD_COURSE_DIR" in os.environ:
+        return Path(os.environ["DSKD_COURSE_DIR"])
+    repository = Path(dskd_lite.__file__).resolve().parents[1]
+    root = repository if (repository / "pyproject.toml").is_file() else Path.cwd()
+    return root / "runs" / "course"
+
+
+def category(name: str, image_size: int = 128) -> CourseData:
+    """Read one category of the procedural benchmark, which is drawn if it is not there yet.
+
+    Raises InputError for an unknown category.
+    """
+    (root,) = procedural.write_benchmark(folder() / "images", categories=[name])
+    found, cache = scan_category(root), folder() / "cache"
+    test = tuple(sample.path for sample in found.test)
+    return CourseData(
+        name=name,
+        train=decoded_images(found.train, image_size, cache),
+        test=decoded_images(test, image_size, cache),
+        masks=read_masks(found.test, image_size),
+        labels=np.array([sample.is_defective for sample in found.test]),
+        defects=[sample.defect for sample in found.test],
+    )
+
+
+def trained_detector(
+    name: str, epochs: int = 10, image_size: int = 128, fusion: bool = False, **options: Any
+) -> DSKD:
+    """A detector of a category with the offline teacher: the saved one if there is, else a new one.
+
+    ``options`` are those of ``Config`` (``skip``, ``attention``, ``smoothing_sigma``, ``loss``,
+    ``seed`` ...). Students learn from nine tenths of the normal images; with ``fusion`` the six
+    weights are trained as well, and the held-out tenth gives the maps' scales and the thresholds.
+    The students are the same with and without. In eval mode, on the device of ``setup``.
+
+    Raises InputError for an unknown category, TypeError for an unknown option.
+    """
+    options = {"teacher": "offline", "epochs": epochs, "image_size": image_size, **options}
+    config = Config(data=Path(name), **options)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    saved = folder() / "detectors" / f"{name}-{_fingerprint(name, fusion, options)}"
+    if saved.is_dir():
+        print(f"{name}: the detector trained before is read again")
+        return DSKD.load(saved).to(accelerator.device)
+    images = category(name, image_size).train
+    fitted, held_out = split_holdout(len(images), config.holdout, config.seed)
+    if fusion:
+        detector = trained_detector(name, **options)
+        _train_fusion(detector, images[fitted], images[held_out], config)
+    else:
+        detector = new_detector(config)
+        train_students(
+            detector, images[fitted], config.epochs, config.batch_size, config.learning_rate,
+            config.loss, config.seed, accelerator, report=each_epoch(f"{name}: students", epochs),
+        )  # fmt: skip
+    detector.save(saved, {"category": name, "fusion": fusion, "options": options})
+    return detector
+
+
+def _train_fusion(detector: DSKD, fitted: np.ndarray, held_out: np.ndarray, config: Config) -> None:
+    size, device = config.image_size, detector.fusion.weight.device
+    textures = ProceduralTextures(image_size=size, seed=config.seed)
+    noise = SyntheticNoise(textures, (size, size), config.opacity, config.octaves)
+    if config.fusion == "recommended":
+        detector.fusion.input_scale.copy_(normal_means(detector, held_out))
+    train_fusion(detector, fitted, noise, config.fusion_epochs, config.batch_size, seed=config.seed)
+    maps = score_images(detector, held_out, config.batch_size, device)["fused"]
+    detector.thresholds = fit_thresholds(maps, config.false_positive_rate)
+
+
+def each_epoch(title: str, epochs: int) -> Report:
+    """A report that prints one line per epoch: its number and the mean loss of its steps."""
+    losses: list[float] = []
+
+    def report(step: Step) -> None:
+        losses.append(step.loss)
+        if step.step * epochs == step.steps * (step.epoch + 1):
+            print(f"{title}, epoch {step.epoch + 1:2d} of {epochs}: loss {np.mean(losses):.3f}")
+            losses.clear()
+
+    return report
+
+
+def _fingerprint(name: str, fusion: bool, options: dict[str, Any]) -> str:
+    """A short name for everything that the result depends on, the teacher's weights included."""
+    weights = (resources.files("dskd_lite") / "weights" / OFFLINE_WEIGHTS).read_bytes()
+    made_of = {
+        "category": name,
+        "fusion": fusion,
+        "options": options,
+        "benchmark": procedural.VERSION,
+        "package": dskd_lite.__version__,
+        "weights": hashlib.sha256(weights).hexdigest(),
+    }
+    text = json.dumps(made_of, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _show_figures() -> None:
+    """Let a notebook draw matplotlib figures that were made without pyplot."""
+    try:
+        from IPython.core.getipython import get_ipython
+        from IPython.core.pylabtools import select_figure_formats
+    except ImportError:  # a script, not a notebook
+        return
+    shell = get_ipython()
+    if shell is not None:
+        select_figure_formats(shell, {"png"}, dpi=110)
