@@ -24,6 +24,8 @@ ROLE_COLORS = {
 }
 NORMAL, DEFECTIVE = "#4477AA", "#CC3311"
 HEATMAP = "inferno"
+PLAIN_COLORS = ("#4477AA", "#EE7733", "#228833", "#AA3377", "#777777")  # for what has no role
+MAP_NAMES = ("f1", "f2", "f3", "r1", "r2", "r3")  # the six score maps, in their order
 
 
 def role_color(role: str) -> str:
@@ -132,3 +134,123 @@ def overlay(image: np.ndarray, anomaly_map: np.ndarray, limit: float) -> np.ndar
     colors = matplotlib.colormaps[HEATMAP](heat)[..., :3]
     opacity = 0.75 * heat[..., None]
     return np.uint8(np.round(image * (1 - opacity) + 255 * colors * opacity))
+
+
+def picture_grid(
+    rows: Sequence[Sequence[np.ndarray]],
+    titles: Sequence[str] = (),
+    row_titles: Sequence[str] = (),
+    limits: tuple[float, float] = (0.0, 1.0),
+    cmap: str = "gray",
+) -> Figure:
+    """Rows of pictures (H, W, 3), or of fields (H, W) all on one scale from limit to limit.
+
+    ``titles`` stand over the columns (or, if there is one for each picture, over each picture),
+    ``row_titles`` left of the rows.
+    """
+    columns = max(len(row) for row in rows)
+    figure, axes = new_figure(len(rows), columns, 1.6 * columns, 1.75 * len(rows) + 0.15)
+    for row, pictures in enumerate(rows):
+        for column in range(columns):
+            axis = axes[row, column]
+            _bare(axis)
+            if column < len(pictures):
+                axis.imshow(pictures[column], cmap=cmap, vmin=limits[0], vmax=limits[1])
+            number = row * columns + column if len(titles) > columns else column
+            if number < len(titles) and (row == 0 or len(titles) > columns):
+                axis.set_title(titles[number], fontsize=9)
+        if row < len(row_titles):
+            axes[row, 0].set_ylabel(row_titles[row], fontsize=9)
+    return figure
+
+
+def perlin_lattice(angles: np.ndarray, noise: np.ndarray) -> Figure:
+    """Perlin noise (H, W) under the gradients of its lattice, angles (cells + 1, cells + 1)."""
+    cells, (height, width) = len(angles) - 1, noise.shape
+    figure, axes = new_figure(1, 1, 4.6, 4.2)
+    axis = axes[0, 0]
+    shown = axis.imshow(noise, cmap="RdBu_r", vmin=-1, vmax=1)
+    y, x = np.mgrid[: cells + 1, : cells + 1]
+    axis.quiver(
+        x * width / cells - 0.5, y * height / cells - 0.5, np.cos(angles), np.sin(angles),
+        angles="xy", scale=1.6 * (cells + 1), width=0.008, pivot="tail", clip_on=False,
+    )  # fmt: skip
+    lines = np.arange(cells + 1) * width / cells - 0.5
+    axis.set(xticks=lines, yticks=lines, xticklabels=[], yticklabels=[])
+    axis.grid(color="black", linewidth=0.4, alpha=0.5)
+    figure.colorbar(shown, label="noise", shrink=0.8)
+    return figure
+
+
+def line_chart(
+    x: np.ndarray,
+    lines: Mapping[str, np.ndarray],
+    xlabel: str,
+    ylabel: str,
+    points: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
+    marked: float | None = None,
+) -> Figure:
+    """Curves over ``x`` by name (a role's curve in its colour), and clouds of points beside them.
+
+    ``marked`` draws a dashed vertical line.
+    """
+    figure, axes = new_figure(1, 1, 5.4, 3.3)
+    axis = axes[0, 0]
+    for (name, values), color in zip(lines.items(), _other_colors(lines), strict=True):
+        axis.plot(x, values, color=color, label=name)
+    for name, (across, up) in (points or {}).items():
+        axis.plot(across, up, "o", color="#333333", markersize=3, alpha=0.5, label=name)
+    if marked is not None:
+        axis.axvline(marked, color="black", linestyle="--", linewidth=0.9)
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    if len(lines) + len(points or {}) > 1:
+        axis.legend(frameon=False)
+    return figure
+
+
+def size_and_contrast(groups: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+    """Scatter of how much of the image something covers, and how much it changes, by group."""
+    figure, axes = new_figure(1, 1, 5.6, 3.8)
+    axis = axes[0, 0]
+    markers = ("o", "s", "^", "D", "v")
+    colors = (*PLAIN_COLORS[: len(groups) - 1], DEFECTIVE)  # the real defects come last
+    for (name, (share, change)), marker, color in zip(groups.items(), markers, colors, strict=False):
+        axis.plot(share, change, marker, color=color, alpha=0.65, markersize=4, label=name)
+    axis.set(
+        xscale="log", yscale="log", xlabel="share of the image covered",
+        ylabel="mean change inside, of 1",
+    )  # fmt: skip
+    axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def map_bars(groups: Mapping[str, np.ndarray], ylabel: str, base: float = 0.0) -> Figure:
+    """Six bars for each group, one per score map: forward stages 1 to 3, reverse stages 1 to 3.
+
+    Bars grow from ``base``. Stages of one student share its colour, from light to dark.
+    """
+    figure, axes = new_figure(1, len(groups), 2.3 * len(groups) + 0.6, 2.9)
+    low = min(float(np.min(values)) for values in groups.values())
+    high = max(float(np.max(values)) for values in groups.values())
+    margin = 0.06 * (max(high, base) - min(low, base))
+    for axis, (name, values) in zip(axes[0], groups.items(), strict=True):
+        for index, value in enumerate(values):
+            role, stage = ("forward", "reverse")[index // 3], index % 3
+            axis.bar(
+                index + 0.5 * (index // 3), value - base, bottom=base, color=role_color(role),
+                alpha=(0.45, 0.7, 1.0)[stage],
+            )  # fmt: skip
+        axis.axhline(base, color="black", linewidth=0.8)
+        axis.set(xticks=[0, 1, 2, 3.5, 4.5, 5.5], xticklabels=MAP_NAMES)
+        axis.set(ylim=(min(low, base) - margin, max(high, base) + margin))
+        axis.set_title(name, fontsize=9)
+        axis.tick_params(axis="x", labelsize=8)
+        axis.label_outer()
+    axes[0, 0].set_ylabel(ylabel)
+    return figure
+
+
+def _other_colors(lines: Mapping[str, np.ndarray]) -> list[str]:
+    """Roles in their own colour, the others in turn."""
+    spare = iter(PLAIN_COLORS)
+    return [ROLE_COLORS[name] if name in ROLE_COLORS else next(spare) for name in lines]
