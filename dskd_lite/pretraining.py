@@ -40,7 +40,7 @@ from dskd_lite.datasets.textures import TextureFolder, procedural_textures
 from dskd_lite.errors import InputError
 from dskd_lite.seeding import generator
 from dskd_lite.storage import save_tensors, whole_file
-from dskd_lite.teacher import OFFLINE_WEIGHTS, Backbone, ShortcutStage, Teacher
+from dskd_lite.teacher import OFFLINE_WEIGHTS, Backbone, ShortcutStage, Teacher, read_weights
 
 SOURCE = "resnet18"
 HELD_OUT = 1 << 30  # texture sheets from this number on are never trained on
@@ -177,14 +177,17 @@ def draw_batch(pool: Tensor, config: Pretraining, step: int, stream: int = BATCH
 
 def load_source(source: str) -> Teacher:
     """Load the network to imitate, its stage 4 reduced to the shortcut."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a file with only the shortcut is enough here
-        teacher = Teacher(SOURCE, "pretrained" if source == SOURCE else source)
+    teacher = Teacher(SOURCE, "pretrained") if source == SOURCE else _from_file(SOURCE, source)
     if not teacher.has_shortcut_stage_4:
         teacher.backbone.layer4 = ShortcutStage(teacher.backbone.layer4[0].downsample)
     return teacher.to(memory_format=torch.channels_last)
+
+
+def _from_file(name: str, path: str | Path) -> Teacher:
+    """Load a teacher without the warning that stage 4 is short: here it is meant to be."""
+    teacher = Teacher(name, "unset")
+    teacher.load_backbone(read_weights(Path(path)), source=str(path))
+    return teacher
 
 
 class Pupil(nn.Module):
@@ -299,10 +302,15 @@ def report(config: Pretraining) -> None:
     source = load_source(config.source)
     calibration, judged = validation_images(config)
     torch.manual_seed(config.seed)
-    for weights in ("random", config.report):
-        errors = matching_errors(Teacher("offline", weights), source, calibration, *judged.values())
-        for name, stages in zip(judged, errors, strict=True):
-            print(weights, name, *(f"E{t} {error:.3f}" for t, error in enumerate(stages, start=1)))
+    teachers = {"random start": Teacher("offline", "random")}
+    teachers[str(config.report)] = _from_file("offline", config.report)
+    for name, teacher in teachers.items():
+        errors = matching_errors(teacher, source, calibration, *judged.values())
+        for images, stages in zip(judged, errors, strict=True):
+            print(
+                f"{name} on {images}:",
+                *(f"E{t} {error:.3f}" for t, error in enumerate(stages, start=1)),
+            )
 
 
 # --- training ------------------------------------------------------------------------------------
@@ -368,9 +376,8 @@ def pretrain(config: Pretraining) -> Path:
     def validate() -> None:
         batches = [draw_batch(pixels, config, i, CALIBRATION) for i in range(20)]
         checksum = save_teacher(calibrate_batch_norm(pupil, batches), teacher_path)
-        errors = matching_errors(
-            Teacher("offline", teacher_path), source, calibration, *judged.values()
-        )
+        teacher = _from_file("offline", teacher_path)
+        errors = matching_errors(teacher, source, calibration, *judged.values())
         record = {"step": step, "seconds": round(time.monotonic() - start), "sha256": checksum}
         record |= dict(zip(judged, errors, strict=True))
         with (config.out / "history.jsonl").open("a") as history:

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import signal
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -19,7 +20,13 @@ from torch import Tensor
 from dskd_lite import pretraining
 from dskd_lite.datasets.textures import procedural_textures
 from dskd_lite.errors import InputError
-from dskd_lite.pretraining import Pretraining, matching_errors, pretrain, relation_error
+from dskd_lite.pretraining import (
+    Pretraining,
+    draw_batch,
+    matching_errors,
+    pretrain,
+    relation_error,
+)
 from dskd_lite.teacher import OFFLINE_WEIGHTS, Teacher
 
 WEIGHTS = resources.files("dskd_lite") / "weights"
@@ -38,7 +45,7 @@ def source(tmp_path_factory) -> str:
 def tiny(source: str, out: Path, **options) -> Pretraining:
     defaults = dict(
         source=source, out=out, steps=3, batch_pixels=4 * 32 * 32, image_sizes=(32, 64),
-        texture_size=64, sheet=4, pool=2, steps_per_sheet=2, validation=8, save_every=2,
+        texture_size=64, sheet=4, pool=2, steps_per_sheet=2, validation=8, save_every=3,
     )  # fmt: skip
     return Pretraining(**(defaults | options))
 
@@ -51,8 +58,6 @@ def uninterrupted(source: str, tmp_path_factory) -> Path:
 def test_ctrl_c_and_resume_reach_the_same_weights(
     source: str, uninterrupted: Path, tmp_path: Path, monkeypatch
 ):
-    draw_batch = pretraining.draw_batch
-
     def draw_and_interrupt(pool, config, step, *stream):
         if step == 0 and not stream:
             os.kill(os.getpid(), signal.SIGINT)
@@ -65,16 +70,36 @@ def test_ctrl_c_and_resume_reach_the_same_weights(
 
     resumed = pretrain(tiny(source, tmp_path, resume=True))
     assert resumed.read_bytes() == uninterrupted.read_bytes()
-    other_seed = pretrain(tiny(source, tmp_path / "other", seed=1))
-    assert other_seed.read_bytes() != uninterrupted.read_bytes()
+
+
+def test_batches_depend_on_seed_and_step_and_stay_in_range():
+    pool = torch.randint(256, (8, 3, 64, 64), dtype=torch.uint8)
+    config = tiny("unused", Path("unused"))
+    first = draw_batch(pool, config, 0)
+    assert 0 <= first.min() and first.max() <= 1 and first.shape[1] == 3
+    torch.testing.assert_close(first, draw_batch(pool, config, 0), rtol=0, atol=0)
+    for other in (draw_batch(pool, config, 1), draw_batch(pool, replace(config, seed=1), 0)):
+        assert other.shape != first.shape or not torch.equal(other, first)
+    shapes = {tuple(draw_batch(pool, config, step).shape) for step in range(20)}
+    assert shapes == {(4, 3, 32, 32), (2, 3, 64, 64)}
+
+
+def test_report_names_both_teachers(source: str, uninterrupted: Path, tmp_path: Path, capsys):
+    pretraining.report(tiny(source, tmp_path, report=uninterrupted))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" on ")[0] for line in lines] == ["random start", str(uninterrupted)]
+    history = [json.loads(x) for x in (uninterrupted.parent / "history.jsonl").open()]
+    expected = " ".join(f"E{t} {e:.3f}" for t, e in enumerate(history[-1]["textures"], start=1))
+    assert lines[1].endswith(expected)
 
 
 def test_what_a_run_leaves_is_a_teacher(uninterrupted: Path):
-    assert Teacher("offline", uninterrupted).has_shortcut_stage_4
+    with pytest.warns(UserWarning, match="layer4"):
+        assert Teacher("offline", uninterrupted).has_shortcut_stage_4
     state = load_file(uninterrupted)
     assert {value.dtype for value in state.values()} == {torch.float16}
     history = [json.loads(x) for x in (uninterrupted.parent / "history.jsonl").open()]
-    assert [record["step"] for record in history] == [0, 2, 3]
+    assert [record["step"] for record in history] == [0, 3]
     assert history[-1]["sha256"] == hashlib.sha256(uninterrupted.read_bytes()).hexdigest()
     assert len(history[-1]["textures"]) == 4
     assert history[-1]["textures"][0] < history[0]["textures"][0]
