@@ -64,11 +64,11 @@ class ReverseBlock(nn.Module):
     def __init__(self, arch: Architecture, stage: int, skip: bool, attention: bool) -> None:
         super().__init__()
         channels, above = arch.channels[stage - 1], arch.channels[stage]
-        self.conv3 = _conv(channels, channels, kernel_size=3, stride=2) if skip else None
-        self.conv7 = _conv(channels, channels, kernel_size=7, stride=2) if skip else None
+        self.conv3 = conv_block(channels, channels, kernel_size=3, stride=2) if skip else None
+        self.conv7 = conv_block(channels, channels, kernel_size=7, stride=2) if skip else None
         self.attention = SkipAttention(above, hidden=channels) if attention else None
-        self.merge = _conv(2 * above if skip else above, channels, kernel_size=1)
-        self.decoder = _decoder_stage(arch, stage)
+        self.merge = conv_block(2 * above if skip else above, channels, kernel_size=1)
+        self.decoder = decoder_stage(arch, stage, inputs=channels)
 
     def forward(self, above: Tensor, teacher_feature: Tensor) -> Tensor:
         """Turn D^{t+1} (B, C_{t+1}, h/2, w/2) and E_t (B, C_t, h, w) into D^t, shaped as E_t."""
@@ -94,9 +94,7 @@ class ReverseStudent(nn.Module):
         self.block3 = ReverseBlock(arch, 3, skip, attention)
         self.block2 = ReverseBlock(arch, 2, skip, attention)
         self.block1 = ReverseBlock(arch, 1, skip, attention)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        start_at_random(self)
 
     def forward(self, teacher_features: Sequence[Tensor]) -> list[Tensor]:
         """Turn E1..E4 into D1..D3, shaped as E1..E3."""
@@ -112,7 +110,15 @@ class ReverseStudent(nn.Module):
         return [g.attention_map for g in gates if g is not None and g.attention_map is not None]
 
 
-def _conv(inputs: int, outputs: int, kernel_size: int, stride: int = 1) -> nn.Sequential:
+def start_at_random(student: nn.Module) -> None:
+    """Draw every convolution's weights from He's normal distribution (fan-out), as ResNets do."""
+    for module in student.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def conv_block(inputs: int, outputs: int, kernel_size: int, stride: int = 1) -> nn.Sequential:
+    """Convolution, batch norm and ReLU: (B, inputs, h, w) to (B, outputs, h/stride, w/stride)."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel_size, stride, padding=kernel_size // 2, bias=False),
         nn.BatchNorm2d(outputs),
@@ -120,26 +126,28 @@ def _conv(inputs: int, outputs: int, kernel_size: int, stride: int = 1) -> nn.Se
     )
 
 
-def _decoder_stage(arch: Architecture, stage: int) -> nn.Sequential:
+def decoder_stage(arch: Architecture, stage: int, inputs: int) -> nn.Sequential:
     """The mirror image of an encoder stage: its strided convolutions become transposed ones.
 
-    The stage that rebuilds E3 is as deep as the encoder's first, and so on down, as in RD4AD.
+    Turns (B, inputs, h, w) into (B, C_stage, 2h, 2w). The stage that rebuilds E3 is as deep as the
+    encoder's first, and so on down, as in RD4AD.
     """
     channels = arch.channels[stage - 1]
     planes = channels // arch.block.expansion
     upsample = nn.Sequential(
-        nn.ConvTranspose2d(channels, channels, 2, stride=2, bias=False), nn.BatchNorm2d(channels)
+        nn.ConvTranspose2d(inputs, channels, 2, stride=2, bias=False), nn.BatchNorm2d(channels)
     )
-    first = arch.block(channels, planes, downsample=upsample, base_width=_base_width(arch))
+    first = arch.block(inputs, planes, downsample=upsample, base_width=base_width(arch))
     if arch.block is Bottleneck:
         width = first.conv2.out_channels
         first.conv2 = nn.ConvTranspose2d(width, width, 2, stride=2, bias=False)
     else:
-        first.conv1 = nn.ConvTranspose2d(channels, channels, 2, stride=2, bias=False)
+        first.conv1 = nn.ConvTranspose2d(inputs, channels, 2, stride=2, bias=False)
     depth = arch.layers[COMPARED_STAGES - stage]
-    rest = [arch.block(channels, planes, base_width=_base_width(arch)) for _ in range(depth - 1)]
+    rest = [arch.block(channels, planes, base_width=base_width(arch)) for _ in range(depth - 1)]
     return nn.Sequential(first, *rest)
 
 
-def _base_width(arch: Architecture) -> int:
+def base_width(arch: Architecture) -> int:
+    """Width per group in the terms of the architecture's block."""
     return arch.width_per_group if arch.block is Bottleneck else 64  # all that a BasicBlock takes
