@@ -214,7 +214,9 @@ def size_and_contrast(groups: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Fi
     axis = axes[0, 0]
     markers = ("o", "s", "^", "D", "v")
     colors = (*PLAIN_COLORS[: len(groups) - 1], DEFECTIVE)  # the real defects come last
-    for (name, (share, change)), marker, color in zip(groups.items(), markers, colors, strict=False):
+    for (name, (share, change)), marker, color in zip(
+        groups.items(), markers, colors, strict=False
+    ):
         axis.plot(share, change, marker, color=color, alpha=0.65, markersize=4, label=name)
     axis.set(
         xscale="log", yscale="log", xlabel="share of the image covered",
