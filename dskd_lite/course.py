@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator
 
 import dskd_lite
+from dskd_lite import plots
 from dskd_lite.config import Config
 from dskd_lite.datasets import procedural
 from dskd_lite.datasets.cache import decoded_images
@@ -28,6 +29,7 @@ from dskd_lite.datasets.textures import ProceduralTextures
 from dskd_lite.detector import DSKD
 from dskd_lite.evaluation import fit_thresholds, score_images
 from dskd_lite.experiment import new_detector
+from dskd_lite.storage import read_json, write_json
 from dskd_lite.synthetic_noise import SyntheticNoise
 from dskd_lite.teacher import OFFLINE_WEIGHTS
 from dskd_lite.training import (
@@ -159,6 +161,19 @@ def each_epoch(title: str, epochs: int) -> Report:
             losses.clear()
 
     return report
+
+
+def record_rung(name: str, rung: str, scores: dict[str, float]) -> dict[str, dict[str, float]]:
+    """Keep what a chapter measured on a category and return all rungs kept so far, in their order.
+
+    ``rung`` is one of ``plots.LADDER``; what was kept with another teacher or benchmark is not
+    returned.
+    """
+    file = folder() / f"ladder-{name}-{_fingerprint(name, False, {})}.json"
+    kept = read_json(file) if file.is_file() else {}
+    kept[rung] = {metric: round(float(value), 4) for metric, value in scores.items()}
+    write_json(file, kept)
+    return {rung: kept[rung] for rung in plots.LADDER if rung in kept}
 
 
 def _fingerprint(name: str, fusion: bool, options: dict[str, Any]) -> str:

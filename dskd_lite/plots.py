@@ -6,11 +6,16 @@ colours are from Paul Tol's palettes for colour-blind readers.
 
 from __future__ import annotations
 
+import base64
+import html
+import io
+import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from dskd_lite import metrics
 
@@ -256,3 +261,161 @@ def _other_colors(lines: Mapping[str, np.ndarray]) -> list[str]:
     """Roles in their own colour, the others in turn."""
     spare = iter(PLAIN_COLORS)
     return [ROLE_COLORS[name] if name in ROLE_COLORS else next(spare) for name in lines]
+
+
+def feature_colors(features: np.ndarray) -> np.ndarray:
+    """Features (N, C, h, w) as colours (N, h, w, 3) in [0, 1]: their three principal components.
+
+    Positions of the same colour have similar features, in all N images alike.
+    """
+    count, channels, height, width = features.shape
+    vectors = features.transpose(0, 2, 3, 1).reshape(-1, channels)
+    vectors = vectors / (np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-8)  # as a cosine sees
+    vectors = vectors - vectors.mean(0)
+    axes = np.linalg.eigh(vectors.T @ vectors)[1][:, :-4:-1]
+    axes = axes * np.sign(axes[np.abs(axes).argmax(0), np.arange(3)])  # the same sign everywhere
+    low, high = np.quantile(colors := vectors @ axes, (0.01, 0.99), axis=0)
+    return np.clip((colors - low) / (high - low), 0, 1).reshape(count, height, width, 3)
+
+
+def score_bars(scores: Mapping[str, Mapping[str, float]], ylabel: str, base: float = 0.0) -> Figure:
+    """Bars by method within each group: ``scores[method][group]``, growing from ``base``."""
+    groups = list(next(iter(scores.values())))
+    figure, axes = new_figure(1, 1, 6.2, 3.0)
+    axis, width = axes[0, 0], 0.8 / len(scores)
+    colors = _other_colors({method: np.zeros(0) for method in scores})
+    for index, (method, values) in enumerate(scores.items()):
+        x = np.arange(len(groups)) + (index - (len(scores) - 1) / 2) * width
+        heights = [values[group] - base for group in groups]
+        axis.bar(x, heights, 0.92 * width, bottom=base, color=colors[index], label=method)
+    axis.set(ylabel=ylabel, xticks=range(len(groups)))
+    axis.set_xticklabels([group.replace("_", " ") for group in groups], fontsize=9)
+    axis.set_ylim(top=1.0 if max(max(v.values()) for v in scores.values()) <= 1 else None)
+    figure.legend(loc="outside upper center", ncols=len(scores), frameon=False, fontsize=9)
+    return figure
+
+
+LADDER = {
+    "teacher": "teacher alone", "forward": "forward student", "reverse": "reverse student",
+    "manual": "both, 1 : 3 by hand", "fused": "both, trained fusion",
+}  # fmt: skip
+PARTS = {"teacher": "teacher", "forward": "forward\nstudent", "reverse": "reverse\nstudent",
+         "noise": "synthetic\nnoise", "fused": "fusion"}  # fmt: skip
+
+
+def ablation_ladder(rungs: Mapping[str, Mapping[str, float]], lit: str | None = None) -> Figure:
+    """What each part added so far: DSKD with the part ``lit`` in colour, and the rungs measured.
+
+    ``rungs[rung][metric]``, metrics in [0, 1], rungs from ``LADDER``; those missing are left open.
+    ``lit`` is one of ``PARTS``, the last rung by default.
+    """
+    lit = lit or list(rungs)[-1]
+    metric_names = list(next(iter(rungs.values())))
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained", facecolor="white")
+    grid = figure.add_gridspec(2, len(metric_names), height_ratios=(1, 1.5))
+    axis = figure.add_subplot(grid[0, :])
+    axis.axis("off")
+    axis.set(xlim=(-0.3, 4.6), ylim=(-0.65, 0.65))
+    places = {"teacher": (0.4, 0), "forward": (1.6, 0.36), "reverse": (1.6, -0.36),
+              "noise": (2.9, -0.36), "fused": (3.7, 0.0)}  # fmt: skip
+    for start, end in (("teacher", "forward"), ("teacher", "reverse"), ("forward", "fused"),
+                       ("reverse", "fused"), ("noise", "fused")):  # fmt: skip
+        axis.annotate("", places[end], places[start], zorder=1, arrowprops={
+            "arrowstyle": "-", "color": "#999999", "linewidth": 1.2})  # fmt: skip
+    for part, place in places.items():
+        on = part == lit
+        box = {"boxstyle": "round,pad=0.45", "linewidth": 1.5, "edgecolor": role_color(part),
+               "facecolor": role_color(part) if on else "white"}  # fmt: skip
+        ink = ("black" if part == "noise" else "white") if on else "#333333"
+        axis.text(*place, PARTS[part], ha="center", va="center", fontsize=9, color=ink,
+                  weight="bold" if on else "normal", bbox=box)  # fmt: skip
+    names = list(LADDER)
+    for column, metric in enumerate(metric_names):
+        axis = figure.add_subplot(grid[1, column])
+        for row, rung in enumerate(names):
+            if rung in rungs:
+                value = rungs[rung][metric]
+                axis.barh(row, value, color=role_color(rung), alpha=1.0 if rung == lit else 0.55)
+                axis.text(min(value, 0.86) + 0.02, row, f"{value:.3f}", va="center", fontsize=9,
+                          bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8})  # fmt: skip
+            else:
+                axis.text(0.02, row, "in a later chapter", va="center", fontsize=8, color="#666666")
+        axis.set(xlim=(0, 1.06), ylim=(len(names) - 0.5, -0.5), yticks=range(len(names)))
+        axis.set_yticklabels([LADDER[name] for name in names] if column == 0 else [], fontsize=9)
+        axis.set_xlabel(metric, fontsize=9)
+        for side in ("top", "right"):
+            axis.spines[side].set_visible(False)
+    return figure
+
+
+def moving_figure(
+    frames: Sequence[Figure | np.ndarray],
+    labels: Sequence[str],
+    title: str,
+    alt: str,
+    start: int = 0,
+) -> MovingFigure:
+    """Frames under a slider that works with no kernel: on the static page, in Jupyter, on Colab.
+
+    ``frames`` are figures or pictures (H, W, 3) uint8, ``labels`` what the slider says at each,
+    ``title`` what it moves, ``alt`` what a reader who sees nothing should know. The frame ``start``
+    is shown first and is all that print shows.
+    """
+    return MovingFigure([_pixels(frame) for frame in frames], labels, title, alt, start)
+
+
+def _pixels(frame: Figure | np.ndarray) -> np.ndarray:
+    if isinstance(frame, np.ndarray):
+        return frame
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    frame.set_dpi(110)
+    canvas = FigureCanvasAgg(frame)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+class MovingFigure:
+    """HTML for pages and notebooks, a still PNG for print; made by ``moving_figure``."""
+
+    def __init__(
+        self, frames: list[np.ndarray], labels: Sequence[str], title: str, alt: str, start: int
+    ) -> None:
+        self.frames, self.labels, self.title, self.alt = frames, list(labels), title, alt
+        self.start = start
+        if len(frames) != len(self.labels):
+            raise ValueError(f"{len(frames)} frames need as many labels, not {len(self.labels)}")
+
+    def _repr_html_(self) -> str:
+        first, last = html.escape(self.labels[self.start]), len(self.frames) - 1
+        pictures = "".join(
+            f'<img src="data:image/jpeg;base64,{_encoded(frame, "JPEG")}" '
+            f'alt="{html.escape(f"{self.alt} Shown: {label}.")}" '
+            f'style="max-width:100%;display:{"block" if index == self.start else "none"}">'
+            for index, (frame, label) in enumerate(zip(self.frames, self.labels, strict=True))
+        )
+        # the handler stands in the tag: it needs no name of its own and runs wherever HTML does
+        move = (
+            "const f=this.closest('.moving-figure'),i=+this.value,"
+            "l=JSON.parse(f.dataset.labels)[i];"
+            "f.querySelectorAll('img').forEach((p,k)=>p.style.display=k===i?'block':'none');"
+            "f.querySelector('output').textContent=l;this.setAttribute('aria-valuetext',l);"
+        )
+        return (
+            f'<div class="moving-figure" data-labels="{html.escape(json.dumps(self.labels))}">'
+            f'<label style="display:block;margin:0.4em 0">{html.escape(self.title)}: '
+            f'<output style="font-weight:600">{first}</output><br>'
+            f'<input type="range" min="0" max="{last}" value="{self.start}" step="1" '
+            f'autocomplete="off" aria-label="{html.escape(self.title)}" aria-valuetext="{first}" '
+            f'style="width:22em;max-width:100%" oninput="{html.escape(move)}"></label>'
+            f"{pictures}</div>"
+        )
+
+    def _repr_png_(self) -> bytes:
+        return base64.b64decode(_encoded(self.frames[self.start], "PNG"))
+
+
+def _encoded(pixels: np.ndarray, kind: str) -> str:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind, quality=85, subsampling=0, optimize=True)
+    return base64.b64encode(file.getvalue()).decode("ascii")
