@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,107 @@ class Thresholds:
     """Share of normal images (pixels) that the thresholds are expected to flag, in (0, 1)."""
 
 
-class DSKD(nn.Module):
+D = TypeVar("D", bound="DistillationDetector")
+
+
+class DistillationDetector(nn.Module):
+    """What DSKD and RD4AD share: a teacher, students to train, smoothing, and a folder to live in.
+
+    ``options`` are all arguments of the subclass but the teacher, ``image_size`` and
+    ``smoothing_sigma`` among them; ``load`` passes them to it again. Raises InputError for an image
+    size or a sigma that does not fit.
+    """
+
+    def __init__(self, teacher: Teacher, **options: Any) -> None:
+        super().__init__()
+        image_size, sigma = options["image_size"], options["smoothing_sigma"]
+        if image_size < 32 or image_size % 32:
+            raise InputError(
+                f"image size {image_size} does not fit the backbone: choose a multiple of 32"
+            )
+        if not 0 <= 4 * sigma < image_size:
+            raise InputError(
+                f"smoothing sigma {sigma} must be at least 0 and under a quarter of the "
+                f"image size {image_size}"
+            )
+        self.options = options
+        self.image_size: int = image_size
+        self.teacher = teacher
+        self.smoothing = GaussianSmoothing(sigma)
+        self.thresholds: Thresholds | None = None
+
+    @property
+    def students(self) -> tuple[nn.Module, ...]:
+        """What is trained: a ForwardStudent turns images into D1..D3, any other student E1..E4."""
+        raise NotImplementedError
+
+    def save(self, folder: Path, about: dict[str, Any] | None = None) -> None:
+        """Write the whole detector, teacher included, as a folder of safetensors and JSON.
+
+        ``about`` (anything JSON can hold) is kept beside it. The folder is replaced only once the
+        new one is complete. Raises InputError if it cannot be written.
+        """
+        state = self.state_dict()
+        description = {
+            "format": FORMAT,
+            "detector": type(self).__name__,
+            "teacher": self.teacher.name,
+            "options": self.options,
+            "thresholds": asdict(self.thresholds) if self.thresholds else None,
+            "versions": versions(),
+            "about": about or {},
+        }
+        with whole_folder(folder) as temporary:
+            save_tensors(state, temporary / WEIGHTS_FILE)
+            write_json(temporary / DESCRIPTION_FILE, description)
+
+    @classmethod
+    def load(cls: type[D], folder: Path) -> D:
+        """Read what ``save`` wrote, in eval mode, on the CPU.
+
+        Raises InputError if the folder is no saved detector, is damaged, has another format, or
+        holds a detector of another class.
+        """
+        if not (folder / DESCRIPTION_FILE).is_file():
+            raise InputError(
+                f"{folder} holds no saved detector ({DESCRIPTION_FILE} is missing): "
+                "give a folder that `dskd train` wrote"
+            )
+        description = read_json(folder / DESCRIPTION_FILE)
+        if description.get("format") != FORMAT:
+            raise InputError(
+                f"{folder} has checkpoint format {description.get('format')!r}, this version of "
+                f"dskd_lite reads format {FORMAT}: train again, or install the version that wrote "
+                f"it ({description.get('versions', {}).get('dskd_lite', 'unknown')})"
+            )
+        kind = description.get("detector", "DSKD")  # once the only one, and not written down
+        if kind != cls.__name__:
+            raise InputError(
+                f"{folder} holds a detector of class {kind}, not {cls.__name__}: "
+                f"load it with {kind}.load"
+            )
+        state = read_weights(folder / WEIGHTS_FILE)
+        prefix = "teacher.backbone."
+        try:
+            teacher = Teacher(description["teacher"], weights="unset")
+            teacher.load_backbone(
+                {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)},
+                source=str(folder / WEIGHTS_FILE),
+            )
+            detector = cls(teacher, **description["options"])
+            detector.load_state_dict(state)
+            if description["thresholds"] is not None:
+                detector.thresholds = Thresholds(**description["thresholds"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise InputError(
+                f"{folder} is damaged: its files do not belong together ({error!s:.200})".replace(
+                    "\n", " "
+                )
+            ) from error
+        return detector.eval()
+
+
+class DSKD(DistillationDetector):
     """Dual-student knowledge distillation: ``detector(images)`` gives a Prediction.
 
     ``image_size``: side in pixels that images are resized to, a multiple of 32.
@@ -65,30 +165,21 @@ class DSKD(nn.Module):
         smoothing_sigma: float = 4.0,
         nonnegative_fusion: bool = True,
     ) -> None:
-        super().__init__()
-        if image_size < 32 or image_size % 32:
-            raise InputError(
-                f"image size {image_size} does not fit the backbone: choose a multiple of 32"
-            )
-        if not 0 <= 4 * smoothing_sigma < image_size:
-            raise InputError(
-                f"smoothing sigma {smoothing_sigma} must be at least 0 and under a quarter of the "
-                f"image size {image_size}"
-            )
-        self.options: dict[str, Any] = {
-            "image_size": image_size,
-            "skip": skip,
-            "attention": attention,
-            "smoothing_sigma": smoothing_sigma,
-            "nonnegative_fusion": nonnegative_fusion,
-        }
-        self.image_size = image_size
-        self.teacher = teacher
+        super().__init__(
+            teacher,
+            image_size=image_size,
+            skip=skip,
+            attention=attention,
+            smoothing_sigma=smoothing_sigma,
+            nonnegative_fusion=nonnegative_fusion,
+        )
         self.forward_student = ForwardStudent(teacher.name)
         self.reverse_student = ReverseStudent(teacher.name, skip, attention)
-        self.smoothing = GaussianSmoothing(smoothing_sigma)
         self.fusion = ScoreMapFusion(nonnegative_fusion)
-        self.thresholds: Thresholds | None = None
+
+    @property
+    def students(self) -> tuple[nn.Module, ...]:
+        return self.forward_student, self.reverse_student
 
     def score_maps(self, images: Tensor) -> Tensor:
         """Six smoothed anomaly maps (B, 6, H, W) in [0, 2] of images (B, 3, H, W) in [0, 1]."""
@@ -115,63 +206,6 @@ class DSKD(nn.Module):
             "manual": manual_fusion(prediction.score_maps),
             "fused": prediction.fused_map,
         }
-
-    def save(self, folder: Path, about: dict[str, Any] | None = None) -> None:
-        """Write the whole detector, teacher included, as a folder of safetensors and JSON.
-
-        ``about`` (anything JSON can hold) is kept beside it. The folder is replaced only once the
-        new one is complete. Raises InputError if it cannot be written.
-        """
-        state = self.state_dict()
-        description = {
-            "format": FORMAT,
-            "teacher": self.teacher.name,
-            "options": self.options,
-            "thresholds": asdict(self.thresholds) if self.thresholds else None,
-            "versions": versions(),
-            "about": about or {},
-        }
-        with whole_folder(folder) as temporary:
-            save_tensors(state, temporary / WEIGHTS_FILE)
-            write_json(temporary / DESCRIPTION_FILE, description)
-
-    @classmethod
-    def load(cls, folder: Path) -> DSKD:
-        """Read what ``save`` wrote, in eval mode, on the CPU.
-
-        Raises InputError if the folder is no saved detector, is damaged, or has another format.
-        """
-        if not (folder / DESCRIPTION_FILE).is_file():
-            raise InputError(
-                f"{folder} holds no saved detector ({DESCRIPTION_FILE} is missing): "
-                "give a folder that `dskd train` wrote"
-            )
-        description = read_json(folder / DESCRIPTION_FILE)
-        if description.get("format") != FORMAT:
-            raise InputError(
-                f"{folder} has checkpoint format {description.get('format')!r}, this version of "
-                f"dskd_lite reads format {FORMAT}: train again, or install the version that wrote "
-                f"it ({description.get('versions', {}).get('dskd_lite', 'unknown')})"
-            )
-        state = read_weights(folder / WEIGHTS_FILE)
-        prefix = "teacher.backbone."
-        try:
-            teacher = Teacher(description["teacher"], weights="unset")
-            teacher.load_backbone(
-                {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)},
-                source=str(folder / WEIGHTS_FILE),
-            )
-            detector = cls(teacher, **description["options"])
-            detector.load_state_dict(state)
-            if description["thresholds"] is not None:
-                detector.thresholds = Thresholds(**description["thresholds"])
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise InputError(
-                f"{folder} is damaged: its files do not belong together ({error!s:.200})".replace(
-                    "\n", " "
-                )
-            ) from error
-        return detector.eval()
 
 
 def versions() -> dict[str, str]:

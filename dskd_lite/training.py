@@ -16,11 +16,12 @@ from torch import Tensor
 from torch.optim import Adam
 
 from dskd_lite.anomaly_maps import COMPARED_STAGES, LossForm, distillation_loss
-from dskd_lite.detector import DSKD
+from dskd_lite.detector import DSKD, DistillationDetector
 from dskd_lite.errors import InputError
 from dskd_lite.fusion import dice_loss
 from dskd_lite.seeding import FUSION, HOLDOUT, ORDER, generator
 from dskd_lite.storage import save_tensors, whole_file
+from dskd_lite.students import ForwardStudent
 from dskd_lite.synthetic_noise import SyntheticNoise
 
 ADAM_BETAS = (0.5, 0.999)
@@ -51,23 +52,23 @@ def to_tensor(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
 
 
 def split_holdout(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split range(count) into indices to train on and indices to hold out, at least one of each.
+    """Split range(count) into indices to train on, at least two, and to hold out, at least one.
 
-    Raises InputError if there are fewer than two images, or the share is not in (0, 1).
+    Raises InputError if there are fewer than three images, or the share is not in (0, 1).
     """
     if not 0 < share < 1:
         raise InputError(f"holdout {share} must lie between 0 and 1, e.g. 0.1")
-    if count < 2:
+    if count < 3:
         raise InputError(
-            f"{count} normal image is not enough: one trains the students, one is held out"
+            f"{count} normal images are not enough: two train the students, one is held out"
         )
     order = torch.randperm(count, generator=generator(seed, HOLDOUT)).numpy()
-    held = min(max(round(share * count), 1), count - 1)
+    held = min(max(round(share * count), 1), count - 2)
     return np.sort(order[held:]), np.sort(order[:held])
 
 
 def train_students(
-    detector: DSKD,
+    detector: DistillationDetector,
     images: np.ndarray,
     epochs: int,
     batch_size: int = 16,
@@ -79,7 +80,7 @@ def train_students(
     resume: bool = False,
     report: Report = lambda step: None,
 ) -> None:
-    """Train both students on normal images, uint8 (N, H, W, 3), with Adam (0.5, 0.999).
+    """Train all students on normal images, uint8 (N, H, W, 3), with Adam (0.5, 0.999).
 
     The order of the images depends on the seed and the epoch alone. With a ``checkpoint`` path the
     state is saved once a minute, on Ctrl-C and at the end, and ``resume`` continues from it to the
@@ -90,12 +91,10 @@ def train_students(
     """
     accelerator = accelerator or Accelerator(cpu=True)
     detector.to(accelerator.device).train()
-    students = torch.nn.ModuleList([detector.forward_student, detector.reverse_student])
+    students = torch.nn.ModuleList(detector.students)
     parameters = [p for p in students.parameters() if p.requires_grad]
     optimizer = Adam(parameters, lr=learning_rate, betas=ADAM_BETAS)
-    forward_student, reverse_student, optimizer = accelerator.prepare(
-        detector.forward_student, detector.reverse_student, optimizer
-    )
+    *prepared, optimizer = accelerator.prepare(*students, optimizer)
     steps_per_epoch = -(-len(images) // batch_size)
     steps = epochs * steps_per_epoch
     run = {"images": len(images), "batch_size": batch_size, "seed": seed, "loss": loss,
@@ -108,12 +107,15 @@ def train_students(
         while done < steps:
             epoch, step = divmod(done, steps_per_epoch)
             order = torch.randperm(len(images), generator=generator(seed, ORDER, epoch)).numpy()
-            batch = images[np.sort(order[step * batch_size : (step + 1) * batch_size])]
+            chosen = np.array_split(order, steps_per_epoch)[step]  # no small rest: batch norm
+            batch = images[np.sort(chosen)]
             normal = to_tensor(batch, accelerator.device)
             teacher_features = detector.teacher(normal)
             compared = teacher_features[:COMPARED_STAGES]
-            value = distillation_loss(compared, forward_student(normal), loss)
-            value = value + distillation_loss(compared, reverse_student(teacher_features), loss)
+            value = normal.new_zeros(())
+            for student, run_student in zip(students, prepared, strict=True):
+                given = normal if isinstance(student, ForwardStudent) else teacher_features
+                value = value + distillation_loss(compared, run_student(given), loss)
             if not torch.isfinite(value):
                 kept = f"the last checkpoint is kept in {checkpoint}; " if checkpoint else ""
                 raise InputError(
