@@ -16,6 +16,8 @@ from dskd_lite.config import PRESETS, Config, Device, TeacherName
 from dskd_lite.errors import InputError
 
 if TYPE_CHECKING:  # torch comes in when a command runs, so that --help answers at once
+    from tqdm import tqdm
+
     from dskd_lite.training import Step
 
 
@@ -59,6 +61,8 @@ class Data:
     """Procedural makes the embedded benchmark; the others are downloaded."""
     out: Path = Path("data")
     """Folder to put it in."""
+    category: str | None = None
+    """One category of mvtec instead of all fifteen."""
     seed: int = 0
     """Of the procedural benchmark."""
     accept_licence: bool = False
@@ -80,13 +84,23 @@ class Info:
 class Terminal:
     """Shows a run as lines and progress bars on the standard error stream."""
 
+    def __init__(self) -> None:
+        self._bars: list[tqdm[Any]] = []
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for bar in self._bars:  # an error message belongs on a line of its own
+            bar.close()
+
     def say(self, line: str) -> None:
+        """Print one line."""
         print(line, file=sys.stderr)
 
-    def counter(self, title: str, total: int) -> Callable[[int], None]:
-        from tqdm import tqdm
-
-        bar = tqdm(total=total, desc=f"{title:<10}", unit="img", leave=False)
+    def counter(self, title: str, total: int, unit: str = "img") -> Callable[[int], None]:
+        """A bar that goes away when ``total`` images (or other units) are done."""
+        bar = self._bar(title, total, unit, leave=False)
 
         def advance(count: int) -> None:
             bar.update(count)
@@ -96,16 +110,15 @@ class Terminal:
         return advance
 
     def steps(self, title: str) -> Callable[[Step], None]:
-        from tqdm import tqdm
-
+        """A bar over training steps with the loss and images per second; it stays."""
         bar: tqdm[Any] | None = None
 
         def advance(step: Step) -> None:
             nonlocal bar
             if bar is None:
-                first = step.step - 1  # more than 0 in a resumed run
-                bar = tqdm(total=step.images_in_all, desc=f"{title:<10}", unit="img",
-                           initial=round(step.images_in_all * first / step.steps))  # fmt: skip
+                bar = self._bar(title, step.images_in_all, "img", leave=True)
+                # a resumed run starts in the middle, which is no merit of this minute's speed
+                bar.initial = bar.n = step.images_in_all * (step.step - 1) // step.steps
             bar.set_postfix(loss=f"{step.loss:.4f}", refresh=False)
             bar.update(step.images)
             if step.step == step.steps:
@@ -113,12 +126,21 @@ class Terminal:
 
         return advance
 
+    def _bar(self, title: str, total: int, unit: str, leave: bool) -> tqdm[Any]:
+        from tqdm import tqdm
+
+        scale = unit == "B"
+        bar = tqdm(total=total, desc=f"{title:<10}", unit=unit, unit_scale=scale, leave=leave)
+        self._bars.append(bar)
+        return bar
+
 
 def train(config: Config) -> None:
     """Train students and fusion, evaluate, write model and report."""
     from dskd_lite import experiment, report
 
-    content = experiment.run(config, Terminal())
+    with Terminal() as display:
+        content = experiment.run(config, display)
     if content["scores"]:
         print(report.table(content["scores"]))
     for note in content.get("notes", []):
@@ -132,9 +154,10 @@ def evaluate(options: Evaluate) -> None:
     from dskd_lite import experiment, report
 
     out = options.out or options.run / "evaluation"
-    content = experiment.evaluate_run(
-        options.run, options.data, out, options.device, options.batch_size, Terminal()
-    )
+    with Terminal() as display:
+        content = experiment.evaluate_run(
+            options.run, options.data, out, options.device, options.batch_size, display
+        )
     print(report.table(content["scores"]))
     for note in content["notes"]:
         print(note)
@@ -148,10 +171,11 @@ def predict(options: Predict) -> None:
     detector = experiment.load_run(options.run)
     device = experiment.choose_accelerator(options.device, "fp32").device
     _, photos = prediction.find_photos(options.source)
-    progress = Terminal().counter("predict", len(photos))
-    verdicts = prediction.predict(
-        detector.to(device), options.source, options.out, options.batch_size, device, progress
-    )
+    with Terminal() as display:
+        progress = display.counter("predict", len(photos))
+        verdicts = prediction.predict(
+            detector.to(device), options.source, options.out, options.batch_size, device, progress
+        )
     for v in verdicts:
         score = "" if v.score is None else f"{v.score:.4g}"
         print(f"{v.verdict:<10} {score:>8}  {v.path}{': ' if v.note else ''}{v.note}")
@@ -171,10 +195,23 @@ def data(options: Data) -> None:
     from dskd_lite.datasets.download import DATASETS, download_dataset
 
     accepted = options.accept_licence
-    print(DATASETS[options.name].notice)
+    name = options.name + (f"-{options.category}" if options.category else "")
+    if name not in DATASETS:
+        raise InputError(f"{options.name} has no category {options.category!r}")
+    print(DATASETS[name].notice())
     if not accepted and sys.stdin.isatty():
         accepted = input("Accept these terms? [y/N] ").strip().lower() in ("y", "yes")
-    print(download_dataset(options.name, options.out, accepted))
+    stages: dict[str, tuple[Callable[[int], None], int]] = {}
+
+    with Terminal() as display:
+
+        def progress(stage: str, done: int, total: int) -> None:
+            advance, before = stages.get(stage) or (display.counter(stage, total, "B"), 0)
+            advance(done - before)
+            stages[stage] = advance, done
+
+        folder = download_dataset(name, options.out, accepted, progress=progress)
+    print(f"{name}: {folder}")
 
 
 def info(options: Info) -> None:

@@ -225,10 +225,10 @@ def _noise(config: Config) -> SyntheticNoise:
 
 
 def _check_numbers(config: Config) -> None:
-    for name in ("epochs", "batch_size", "fusion_epochs"):
-        if getattr(config, name) < 1:
+    for name, least in (("epochs", 1), ("fusion_epochs", 1), ("batch_size", 2)):
+        if getattr(config, name) < least:
             option = name.replace("_", "-")
-            raise InputError(f"--{option} {getattr(config, name)} must be at least 1")
+            raise InputError(f"--{option} {getattr(config, name)} must be at least {least}")
     if not 0 < config.false_positive_rate < 1:
         raise InputError(f"--false-positive-rate {config.false_positive_rate} must lie in (0, 1)")
 

@@ -79,11 +79,10 @@ def find_categories(root: Path) -> list[Path]:
 def scan_category(root: Path) -> Category:
     """List the images of one category; test images and masks are optional.
 
-    Raises InputError if ``train/good`` is missing or empty, if masks have no image, or if only some
-    images of a defect have a mask.
+    Raises InputError if ``train/good`` is missing or empty, if a mask has no image or not its size,
+    or if only some images of a defect have a mask.
     """
     root = Path(root).resolve()
-    (root,) = find_categories(root)[:1] if (root / "train").is_dir() else (root,)
     good = root / "train" / GOOD
     if not good.is_dir():
         raise InputError(f"{root} has no train/good folder: put normal images in {good}")
@@ -95,6 +94,7 @@ def scan_category(root: Path) -> Category:
     for folder in _subfolders(root / "test"):
         masks = _masks_of(root / "ground_truth" / folder.name, folder)
         samples += [Sample(p, folder.name, masks.get(p.stem)) for p in list_images(folder)]
+    _check_mask_sizes(samples)
     known = {s.defect for s in samples}
     for folder in _subfolders(root / "ground_truth"):
         if folder.name not in known and list_images(folder):
@@ -114,18 +114,19 @@ def _masks_of(folder: Path, images: Path) -> dict[str, Path]:
     if not folder.is_dir():
         return {}
     masks = {p.stem.removesuffix("_mask"): p for p in list_images(folder)}
-    stems = {p.stem for p in list_images(images)}
-    without_image, without_mask = sorted(masks.keys() - stems), sorted(stems - masks.keys())
+    photos = {p.stem: p for p in list_images(images)}
+    without_image = sorted(masks.keys() - photos.keys())
+    without_mask = sorted(photos.keys() - masks.keys())
     if masks and without_image:
         raise InputError(
-            f"{masks[without_image[0]]} is a mask without an image: {images} holds no "
-            f"{without_image[0]!r} ({len(without_image)} such masks); add the image or delete the mask"
+            f"{masks[without_image[0]]} is a mask without an image in {images} "
+            f"({len(without_image)} such masks): add the image or delete the mask"
         )
     if masks and without_mask:
         raise InputError(
-            f"{images / without_mask[0]} has no mask in {folder} although others have "
-            f"({len(without_mask)} such images): add {without_mask[0]}_mask.png, or remove the folder "
-            "to evaluate without pixel metrics"
+            f"{photos[without_mask[0]]} has no mask although others have ({len(without_mask)} such "
+            f"images): add {folder / without_mask[0]}_mask.png, or remove {folder} to evaluate "
+            "without pixel metrics"
         )
     return masks
 
@@ -165,10 +166,17 @@ def read_mask(path: Path, size: int) -> np.ndarray:
 def read_masks(samples: Sequence[Sample], size: int) -> np.ndarray:
     """Masks of test images, (N, size, size) bool; all False for a normal image.
 
-    Raises InputError if one is damaged or has another size than its image.
+    Raises InputError if one is damaged.
     """
     masks = np.zeros((len(samples), size, size), dtype=bool)
     for index, sample in enumerate(samples):
+        if sample.mask is not None:
+            masks[index] = read_mask(sample.mask, size)
+    return masks
+
+
+def _check_mask_sizes(samples: Sequence[Sample]) -> None:
+    for sample in samples:
         if sample.mask is None:
             continue
         image_size, mask_size = _size_of(sample.path), _size_of(sample.mask)
@@ -177,8 +185,6 @@ def read_masks(samples: Sequence[Sample], size: int) -> np.ndarray:
                 f"{sample.mask} is {mask_size[0]}x{mask_size[1]} pixels but its image "
                 f"{sample.path.name} is {image_size[0]}x{image_size[1]}: make them the same size"
             )
-        masks[index] = read_mask(sample.mask, size)
-    return masks
 
 
 def check_sizes(paths: Sequence[Path]) -> None:
@@ -186,13 +192,15 @@ def check_sizes(paths: Sequence[Path]) -> None:
 
     Raises InputError naming two images that differ, or one that is damaged.
     """
-    sizes = {_size_of(path): path for path in reversed(paths)}
-    if len(sizes) > 1:
-        (a, first), (b, second) = list(sizes.items())[-1], list(sizes.items())[0]
-        raise InputError(
-            f"images differ in size: {first} is {a[0]}x{a[1]} pixels, {second} is {b[0]}x{b[1]}; "
-            "crop them alike, or pass --mixed-sizes to resize each to the same square"
-        )
+    sizes = {path: _size_of(path) for path in paths}
+    first, *others = paths
+    for path in others:
+        if sizes[path] != sizes[first]:
+            (a, b), (c, d) = sizes[first], sizes[path]
+            raise InputError(
+                f"images differ in size: {first} is {a}x{b} pixels, {path} is {c}x{d}; crop them "
+                "alike, or pass --mixed-sizes to resize each to the same square"
+            )
 
 
 def _size_of(path: Path) -> tuple[int, int]:

@@ -1,0 +1,293 @@
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dskd_lite import experiment, storage
+from dskd_lite.cli import main
+from dskd_lite.training import Step
+
+FAST = (
+    "--teacher offline --teacher-weights random --image-size 32 --epochs 2 --batch-size 4 "
+    "--fusion-epochs 2 --smoothing-sigma 1 --device cpu --octaves 0 2"
+).split()
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A category and the run that the command made of it."""
+    base = tmp_path_factory.mktemp("cli")
+    rng = np.random.default_rng(0)
+    for split, count in (("train/good", 8), ("test/good", 3), ("test/hole", 3)):
+        folder = base / "nuts" / split
+        folder.mkdir(parents=True)
+        for index in range(count):
+            pixels = rng.integers(100, 130, (48, 48, 3)).astype(np.uint8)
+            if split == "test/hole":
+                pixels[8:24, 8:24] = 255
+                mask = np.zeros((48, 48), np.uint8)
+                mask[8:24, 8:24] = 255
+                masks = base / "nuts" / "ground_truth" / "hole"
+                masks.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(mask).save(masks / f"{index}_mask.png")
+            Image.fromarray(pixels).save(folder / f"{index}.png")
+    assert main(["train", str(base / "nuts"), *FAST, "--out", str(base / "runs" / "r")]) == 0
+    return base / "nuts", base / "runs" / "r"
+
+
+def test_train_writes_report_page_model_and_checkpoint(trained: tuple[Path, Path]) -> None:
+    data, run = trained
+    report = json.loads((run / "report.json").read_text())
+    assert list(report["scores"]) == ["forward", "reverse", "manual", "fused"]
+    for row in report["scores"].values():
+        assert list(row) == ["image_auroc", "pixel_auroc", "aupro", "legacy_pro"]
+        assert all(0 <= value <= 1 for value in row.values())
+    assert report["data"] == str(data)
+    assert report["config"]["epochs"] == 2 and report["config"]["seed"] == 0
+    assert report["images"] == {"train": 7, "held_out": 1, "test": 6}
+    assert {"torch", "dskd_lite"} <= report["versions"].keys()
+    assert all(seconds >= 0 for seconds in report["seconds"].values())
+    page = (run / "report.html").read_text()
+    assert page.count("src='data:image/png;base64,") >= 4
+    assert page.count("<img alt='") == page.count("<img ")
+    assert "http" not in page
+    assert sorted(p.name for p in run.iterdir()) == [
+        "checkpoint.safetensors", "model", "report.html", "report.json",
+    ]  # fmt: skip
+
+
+def test_evaluate_gives_the_figures_of_training(
+    trained: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, run = trained
+    assert main(["evaluate", str(run), "--device", "cpu"]) == 0
+    again = json.loads((run / "evaluation" / "report.json").read_text())
+    first = json.loads((run / "report.json").read_text())
+    assert again["scores"] == first["scores"]
+    fused = f"{100 * first['scores']['fused']['image_auroc']:.1f}"
+    assert fused in capsys.readouterr().out
+
+
+def test_predict_writes_overlays_masks_and_scores_and_skips_the_unreadable(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, run = trained
+    photos = tmp_path / "photos"
+    (photos / "shelf").mkdir(parents=True)
+    Image.new("RGB", (90, 60), (115, 115, 115)).save(photos / "a.jpg")
+    Image.new("L", (40, 70), 115).save(photos / "shelf" / "b.png")
+    (photos / "broken.png").write_bytes(b"no image")
+    out = tmp_path / "out"
+    assert main(["predict", str(run), str(photos), "--out", str(out), "--device", "cpu"]) == 0
+    with (out / "scores.csv").open() as file:
+        rows = {row["image"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["a.jpg", "broken.png", "shelf/b.png"]
+    assert rows["broken.png"]["verdict"] == "unreadable"
+    assert "cannot be read" in rows["broken.png"]["note"]
+    threshold = json.loads((run / "report.json").read_text())["thresholds"]["image"]
+    for name in ("a.jpg", "shelf/b.png"):
+        expected = "anomalous" if float(rows[name]["score"]) > threshold else "normal"
+        assert rows[name]["verdict"] == expected
+        assert 0 <= float(rows[name]["anomalous_area"]) <= 1
+    assert Image.open(out / "a_overlay.png").size == (90, 60)
+    assert Image.open(out / "shelf" / "b_mask.png").size == (40, 70)
+    assert "broken.png" in capsys.readouterr().out
+
+
+def test_two_runs_with_one_seed_are_equal_and_another_seed_is_not(
+    trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    data, run = trained
+    weights = {}
+    for seed in ("0", "1"):
+        out = tmp_path / seed
+        assert main(["train", str(data), *FAST, "--seed", seed, "--out", str(out)]) == 0
+        weights[seed] = (out / "model" / "model.safetensors").read_bytes()
+    assert weights["0"] == (run / "model" / "model.safetensors").read_bytes()
+    assert weights["0"] != weights["1"]
+
+
+def test_interrupted_run_resumes_to_the_same_model(
+    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, run = trained
+    out = tmp_path / "run"
+    command = ["train", str(data), *FAST, "--out", str(out)]
+
+    def stop(step: Step) -> None:
+        if step.step == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dskd_lite.cli.Terminal.steps", lambda self, title: stop)
+        assert main(command) == 130
+    assert [p.name for p in out.iterdir()] == ["checkpoint.safetensors"]
+    assert main([*command, "--resume"]) == 0
+    expected = (run / "model" / "model.safetensors").read_bytes()
+    assert (out / "model" / "model.safetensors").read_bytes() == expected
+
+
+def test_folder_of_categories_gets_one_report(make_category: Make, tmp_path: Path) -> None:
+    make_category("data/a")
+    make_category("data/b", masks=False)
+    out = tmp_path / "run"
+    assert main(["train", str(tmp_path / "data"), *FAST, "--out", str(out)]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert list(report["categories"]) == ["a", "b"]
+    single = [json.loads((out / name / "report.json").read_text()) for name in "ab"]
+    mean = np.mean([s["scores"]["fused"]["image_auroc"] for s in single])
+    assert report["scores"]["fused"]["image_auroc"] == pytest.approx(mean)
+    assert report["scores"]["fused"]["pixel_auroc"] is None  # b has no masks
+    assert single[0]["scores"]["fused"]["pixel_auroc"] is not None
+    page = (out / "report.html").read_text()
+    assert "<h2>a</h2>" in page and "<h2>b</h2>" in page
+    assert "No pixel metrics: the defective images have no masks" in page
+
+
+def test_category_without_test_images_trains(make_category: Make, tmp_path: Path) -> None:
+    root = make_category("plain", good=0, defects=0)
+    out = tmp_path / "run"
+    assert main(["train", str(root), *FAST, "--out", str(out)]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["scores"] == {} and "No test images" in report["notes"][0]
+    assert (out / "model").is_dir() and not (out / "report.html").exists()
+
+
+def _damage(root: Path, tmp_path: Path, how: str) -> list[str]:
+    """Prepare one kind of bad input; returns the options that meet it."""
+    if how == "truncated image":
+        victim = root / "train" / "good" / "001.png"
+        victim.write_bytes(victim.read_bytes()[:100])
+    if how == "sizes differ":
+        Image.new("RGB", (64, 32)).save(root / "train" / "good" / "009.png")
+    if how == "mask size":
+        Image.new("L", (10, 10)).save(root / "ground_truth" / "hole" / "001_mask.png")
+    if how == "no train/good":
+        (root / "train" / "good").rename(root / "train" / "bad")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "junk.pth").write_bytes(b"junk")
+    return {
+        "image size": ["--image-size", "16"],
+        "odd image size": ["--image-size", "100"],
+        "weights": ["--teacher-weights", str(tmp_path / "junk.pth")],
+        "no textures": ["--textures", str(tmp_path / "empty")],
+        "epochs": ["--epochs", "0"],
+        "device": ["--device", "cuda"],
+        "unknown option": ["--epoch", "3"],
+        "unknown preset": ["--preset", "fast"],
+    }.get(how, [])
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("truncated image", "001.png cannot be read"),
+        ("sizes differ", "images differ in size"),
+        ("mask size", "001_mask.png is 10x10 pixels"),
+        ("no train/good", "no train/good"),
+        ("image size", "multiple of 32"),
+        ("odd image size", "multiple of 32"),
+        ("weights", "junk.pth is not a weights file"),
+        ("no textures", "holds no image"),
+        ("epochs", "--epochs 0 must be at least 1"),
+        ("device", "no CUDA device"),
+        ("unknown option", "unknown option --epoch"),
+        ("unknown preset", "choose one of demo"),
+    ],
+)
+def test_bad_input_gets_one_line_status_2_and_leaves_nothing(
+    how: str, words: str, make_category: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_category()
+    options = _damage(root, tmp_path, how)
+    out = tmp_path / "run"
+    assert main(["train", str(root), *FAST, "--out", str(out), *options]) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("dskd: ") and words in message
+    assert not out.exists()
+
+
+def test_missing_folder_run_and_photo_get_status_2(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, run = trained
+    nowhere = str(tmp_path / "nowhere")
+    for command in (
+        ["train", nowhere],
+        ["evaluate", nowhere],
+        ["evaluate", str(run), "--data", nowhere],
+        ["predict", nowhere, str(tmp_path)],
+        ["predict", str(run), nowhere],
+        ["fly"],
+    ):
+        assert main(command) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1 and lines[0].startswith("dskd: "), command
+
+
+def test_full_disk_while_saving_the_model_keeps_the_old_run(
+    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    data, _ = trained
+    out = tmp_path / "run"
+    assert main(["train", str(data), *FAST, "--out", str(out)]) == 0
+    kept = ("model/model.safetensors", "model/model.json", "report.json", "report.html")
+    before = [(out / name).read_bytes() for name in kept]
+    flush = storage._flush_to_disk
+
+    def full(path: Path) -> None:
+        if path.name == "model.safetensors":
+            raise OSError(28, "No space left on device")
+        flush(path)
+
+    monkeypatch.setattr(storage, "_flush_to_disk", full)
+    assert main(["train", str(data), *FAST, "--out", str(out)]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert [(out / name).read_bytes() for name in kept] == before
+    assert len(list((out / "model").iterdir())) == 2
+
+
+def test_presets_change_defaults_and_options_still_win(
+    make_category: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(
+        experiment, "run", lambda config, display: seen.append(config) or {"scores": {}}
+    )
+    data = str(make_category())
+    for preset in ("demo", "paper-128", "paper-256"):
+        assert main(["train", data, "--preset", preset]) == 0
+    assert main(["train", data, "--preset=paper-128", "--image-size", "64"]) == 0
+    assert [c.image_size for c in seen] == [128, 128, 256, 64]
+    assert [c.teacher for c in seen] == ["offline", *["wide_resnet50_2"] * 3]
+    assert [c.epochs for c in seen[1:]] == [200, 200, 200]
+
+
+def test_info_counts_without_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--teacher", "wide_resnet50_2", "--image-size", "256", "--json"]) == 0
+    info = json.loads(capsys.readouterr().out)
+    assert info["parts"]["forward_student"]["parameters"] == 66_834_240
+    assert info["parts"]["reverse_student"]["multiply_adds"] == pytest.approx(23e9, rel=0.03)
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys; from dskd_lite.cli import main; main(['--help']); "
+        "print('torch' in sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "dskd COMMAND" in result.stdout
+    assert result.stdout.strip().endswith("False")

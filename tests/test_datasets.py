@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dskd_lite.datasets import cache
+from dskd_lite.datasets.cache import decoded_images
+from dskd_lite.datasets.folder import (
+    check_sizes,
+    find_categories,
+    open_image,
+    read_image,
+    read_masks,
+    scan_category,
+)
+from dskd_lite.errors import InputError
+
+Make = Callable[..., Path]
+
+
+def test_layout_is_read(make_category: Make) -> None:
+    category = scan_category(make_category(train=4, good=2, defects=3))
+    assert (category.name, len(category.train), len(category.test)) == ("tiny", 4, 5)
+    assert [s.defect for s in category.test] == ["good"] * 2 + ["hole"] * 3
+    assert category.has_masks
+    masks = read_masks(category.test, 64)
+    assert not masks[:2].any()
+    assert masks[2:].sum() == 3 * 16 * 16
+    assert masks[2, 10:26, 12:28].all()
+
+
+def test_test_images_and_masks_are_optional(make_category: Make) -> None:
+    assert not scan_category(make_category("a", masks=False)).has_masks
+    root = make_category("b")
+    shutil.rmtree(root / "test")
+    shutil.rmtree(root / "ground_truth")
+    assert scan_category(root).test == ()
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tif", "tiff", "JPEG"])
+def test_formats(suffix: str, tmp_path: Path) -> None:
+    folder = tmp_path / "c" / "train" / "good"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (40, 30), (200, 100, 50)).save(folder / f"a.{suffix}")
+    category = scan_category(tmp_path / "c")
+    image = read_image(category.train[0], 32)
+    assert image.shape == (32, 32, 3)
+    assert np.abs(image.astype(int) - (200, 100, 50)).max() <= 3  # JPEG rounds
+
+
+def test_grey_palette_alpha_and_16_bit_become_rgb(tmp_path: Path) -> None:
+    Image.new("L", (4, 4), 77).save(tmp_path / "grey.png")
+    Image.new("P", (4, 4), 0).save(tmp_path / "palette.png")
+    Image.new("RGBA", (4, 4), (1, 2, 3, 128)).save(tmp_path / "alpha.png")
+    Image.fromarray(np.full((4, 4), 65535 // 5, np.uint16)).save(tmp_path / "deep.png")
+    for name, value in (("grey", (77,) * 3), ("alpha", (1, 2, 3)), ("deep", (51,) * 3)):
+        assert open_image(tmp_path / f"{name}.png").getpixel((0, 0)) == value
+    assert open_image(tmp_path / "palette.png").mode == "RGB"
+
+
+def _break_layout(root: Path, how: str) -> str:
+    """Damage a category; returns what the message must contain."""
+    if how == "missing":
+        shutil.rmtree(root)
+        return "is not a folder"
+    if how == "empty":
+        shutil.rmtree(root)
+        root.mkdir()
+        return "is empty"
+    if how == "no train/good":
+        shutil.rmtree(root / "train" / "good")
+        return "no train/good"
+    if how == "no image":
+        for path in (root / "train" / "good").iterdir():
+            path.unlink()
+        return "holds no image"
+    if how == "mask without image":
+        (root / "test" / "hole" / "001.png").unlink()
+        return "001_mask.png is a mask without an image"
+    if how == "image without mask":
+        (root / "ground_truth" / "hole" / "001_mask.png").unlink()
+        return "001.png has no mask"
+    (root / "test" / "hole").rename(root / "test" / "other")
+    return "holds masks but"
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["missing", "empty", "no train/good", "no image", "mask without image", "image without mask",
+     "folder of masks without images"],
+)  # fmt: skip
+def test_broken_layouts_are_named(how: str, make_category: Make) -> None:
+    root = make_category()
+    words = _break_layout(root, how)
+    with pytest.raises(InputError) as caught:
+        for found in find_categories(root):
+            scan_category(found)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_folder_of_categories(make_category: Make, tmp_path: Path) -> None:
+    make_category("b")
+    make_category("a")
+    (tmp_path / "notes").mkdir()
+    assert [p.name for p in find_categories(tmp_path)] == ["a", "b"]
+
+
+def test_damaged_image_is_named(make_category: Make) -> None:
+    root = make_category()
+    victim = root / "train" / "good" / "002.png"
+    victim.write_bytes(victim.read_bytes()[:200])
+    with pytest.raises(InputError, match=r"002\.png cannot be read"):
+        decoded_images(scan_category(root).train, 32, None)
+
+
+def test_sizes_that_differ_are_refused_by_name(make_category: Make) -> None:
+    root = make_category()
+    check_sizes(scan_category(root).train)
+    Image.new("RGB", (64, 48)).save(root / "train" / "good" / "003.png")
+    with pytest.raises(InputError, match=r"000\.png is 64x64.*003\.png is 64x48.*--mixed-sizes"):
+        check_sizes(scan_category(root).train)
+
+
+def test_mask_of_another_size_than_its_image_is_refused(make_category: Make) -> None:
+    root = make_category()
+    Image.new("L", (32, 64)).save(root / "ground_truth" / "hole" / "000_mask.png")
+    with pytest.raises(InputError, match=r"000_mask\.png is 32x64 pixels but its image"):
+        scan_category(root)
+
+
+def test_cache_gives_what_decoding_gives(make_category: Make, tmp_path: Path) -> None:
+    paths = scan_category(make_category()).train
+    plain = decoded_images(paths, 32, None)
+    np.testing.assert_array_equal(plain, [read_image(path, 32) for path in paths])
+    for _ in range(2):
+        np.testing.assert_array_equal(decoded_images(paths, 32, tmp_path / "cache"), plain)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_cache_is_used_and_keyed_by_content_and_size(
+    make_category: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = scan_category(make_category()).train
+    folder = tmp_path / "cache"
+    first = decoded_images(paths, 32, folder)
+    decoded_images(paths, 64, folder)
+    monkeypatch.setattr(cache, "read_image", lambda path, size: pytest.fail("decoded again"))
+    np.testing.assert_array_equal(decoded_images(paths, 32, folder), first)
+    monkeypatch.undo()
+    Image.new("RGB", (64, 64), (9, 9, 9)).save(paths[0])
+    assert (decoded_images(paths, 32, folder)[0] == 9).all()
+
+
+@pytest.mark.parametrize("damage", ["flipped byte", "truncated", "empty"])
+def test_damaged_cache_is_made_again(damage: str, make_category: Make, tmp_path: Path) -> None:
+    paths = scan_category(make_category()).train
+    folder = tmp_path / "cache"
+    expected = np.array(decoded_images(paths, 32, folder))
+    (file,) = folder.iterdir()
+    content = bytearray(file.read_bytes())
+    if damage == "flipped byte":
+        content[1000] ^= 255
+    else:
+        del content[0 if damage == "empty" else 5000 :]
+    file.write_bytes(content)
+    np.testing.assert_array_equal(decoded_images(paths, 32, folder), expected)
+
+
+def test_two_at_once_fill_one_cache(make_category: Make, tmp_path: Path) -> None:
+    paths = scan_category(make_category()).train
+    with ThreadPoolExecutor(4) as pool:
+        runs = list(pool.map(lambda _: decoded_images(paths, 32, tmp_path / "c"), range(8)))
+    for images in runs:
+        np.testing.assert_array_equal(images, runs[0])
+    assert len(list((tmp_path / "c").iterdir())) == 1
+
+
+def test_cache_that_cannot_be_written_is_an_input_error(
+    make_category: Make, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="could not be written"):
+        decoded_images(scan_category(make_category()).train, 32, tmp_path / "file")

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dskd_lite import storage
+from dskd_lite.cost import count_cost
+from dskd_lite.detector import DSKD, Thresholds
+from dskd_lite.errors import InputError
+from dskd_lite.teacher import Teacher
+
+
+def _detector(**options: object) -> DSKD:
+    torch.manual_seed(0)
+    return DSKD(Teacher("offline", "random"), 64, **options).eval()
+
+
+def _images() -> torch.Tensor:
+    return torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+def test_prediction_has_the_shapes_and_the_score_is_the_maximum() -> None:
+    prediction = _detector()(_images())
+    assert prediction.score_maps.shape == (3, 6, 64, 64)
+    assert prediction.fused_map.shape == (3, 64, 64)
+    expected = torch.stack([m.max() for m in prediction.fused_map])
+    torch.testing.assert_close(prediction.score, expected)
+    assert prediction.score_maps.min() >= 0 and prediction.score_maps.max() <= 2
+
+
+def test_equal_features_score_zero() -> None:
+    """A forward student with the teacher's weights, told to normalise alike, has nothing to say."""
+    detector = _detector()
+    detector.forward_student.backbone.load_state_dict(detector.teacher.backbone.state_dict())
+    detector.teacher.mean.zero_()
+    detector.teacher.std.fill_(1.0)
+    maps = detector(_images()).score_maps
+    assert maps[:, :3].abs().max() < 1e-5
+    assert maps[:, 3:].min() > 1e-3
+
+
+def test_a_student_that_is_switched_off_changes_the_answer() -> None:
+    torch.manual_seed(0)
+    assert sum(p.numel() for p in _detector(skip=False).parameters()) < sum(
+        p.numel() for p in _detector().parameters()
+    )
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_save_and_load_give_the_same_detector(partial: bool, tmp_path: Path) -> None:
+    detector = _detector(skip=not partial, smoothing_sigma=2.0, nonnegative_fusion=partial)
+    if partial:  # as the teacher from a file without stage 4's branch
+        shortcut = {
+            k: v
+            for k, v in detector.teacher.backbone.state_dict().items()
+            if not k.startswith("layer4") or "0.downsample" in k
+        }
+        detector.teacher.load_backbone(shortcut, "partial")
+        detector.eval()
+    detector.thresholds = Thresholds(1.5, 0.5, 0.05)
+    with torch.no_grad():
+        detector.fusion.input_scale.uniform_()
+    detector.save(tmp_path / "model", {"note": "kept"})
+    loaded = DSKD.load(tmp_path / "model")
+    for a, b in zip(detector(_images()), loaded(_images()), strict=True):
+        assert torch.equal(a, b)
+    assert loaded.thresholds == detector.thresholds
+    assert not loaded.training
+    description = json.loads((tmp_path / "model" / "model.json").read_text())
+    assert description["about"] == {"note": "kept"}
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == [
+        "model.json", "model.safetensors",
+    ]  # fmt: skip
+
+
+def test_other_formats_and_damage_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    with pytest.raises(InputError, match="no saved detector"):
+        DSKD.load(folder)
+    _detector().save(folder)
+    description = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(description | {"format": 99}))
+    with pytest.raises(InputError, match="format 99, this version of dskd_lite reads format 1"):
+        DSKD.load(folder)
+    (folder / "model.json").write_text(json.dumps(description | {"teacher": "resnet18"}))
+    with pytest.raises(InputError, match="does not fit the teacher resnet18"):
+        DSKD.load(folder)
+    (folder / "model.json").write_text("{")
+    with pytest.raises(InputError, match="not JSON"):
+        DSKD.load(folder)
+    (folder / "model.json").write_text(json.dumps(description))
+    (folder / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(InputError, match="is not a weights file"):
+        DSKD.load(folder)
+
+
+def test_full_disk_while_saving_keeps_the_old_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    detector = _detector()
+    detector.save(folder)
+    before = (folder / "model.safetensors").read_bytes()
+
+    def full(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(storage, "_flush_to_disk", full)
+    with torch.no_grad():
+        detector.fusion.weight.zero_()
+    with pytest.raises(InputError, match="No space left on device"):
+        detector.save(folder)
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize(("size", "sigma"), [(16, 1.0), (100, 1.0), (64, 20.0), (64, -1.0)])
+def test_sizes_that_do_not_fit_are_refused(size: int, sigma: float) -> None:
+    with pytest.raises(InputError):
+        DSKD(Teacher("offline", "random"), size, smoothing_sigma=sigma)
+
+
+def test_cost_at_full_size_is_as_counted_by_hand() -> None:
+    cost = count_cost("wide_resnet50_2", 256)
+    macs = {k: v["multiply_adds"] / 1e9 for k, v in cost.items()}
+    assert macs["teacher"] == pytest.approx(14.9, abs=0.05)
+    assert macs["forward_student"] == pytest.approx(12.0, abs=0.05)
+    assert macs["reverse_student"] == pytest.approx(23, rel=0.03)
+    assert cost["teacher"]["parameters"] == cost["forward_student"]["parameters"] == 66_834_240
+    assert cost["fusion"] == {"parameters": 6, "multiply_adds": 6 * 256 * 256}

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dskd_lite import training
+from dskd_lite.detector import DSKD
+from dskd_lite.errors import InputError
+from dskd_lite.seeding import generator
+from dskd_lite.synthetic_noise import SyntheticNoise
+from dskd_lite.teacher import Teacher
+from dskd_lite.training import (
+    Step,
+    normal_means,
+    split_holdout,
+    to_tensor,
+    train_fusion,
+    train_students,
+)
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (10, 32, 32, 3)).astype(np.uint8)
+
+
+def _detector() -> DSKD:
+    torch.manual_seed(0)
+    return DSKD(Teacher("offline", "random"), 32, smoothing_sigma=1.0)
+
+
+def _assert_same(first: DSKD, second: DSKD) -> None:
+    for key, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[key]), key
+
+
+def test_to_tensor_keeps_values_and_order() -> None:
+    batch = to_tensor(IMAGES[:2])
+    assert batch.shape == (2, 3, 32, 32)
+    assert batch[1, 2, 5, 7].item() == pytest.approx(IMAGES[1, 5, 7, 2] / 255)
+
+
+def test_loss_falls_and_the_teacher_stays() -> None:
+    detector, losses = _detector(), []
+    teacher = {k: v.clone() for k, v in detector.teacher.state_dict().items()}
+    train_students(detector, IMAGES, 8, batch_size=5, report=lambda s: losses.append(s.loss))
+    assert len(losses) == 16
+    assert losses[-1] < 0.6 * losses[0]
+    for key, value in detector.teacher.state_dict().items():
+        assert torch.equal(value, teacher[key]), key
+    assert not detector.training
+
+
+@pytest.mark.parametrize("stop_after", [2, 3, 5])
+def test_resume_gives_the_weights_of_an_uninterrupted_run(stop_after: int, tmp_path: Path) -> None:
+    """Bit for bit, stopped at the end of an epoch (3) or in its middle (2, 5)."""
+
+    def stop(step: Step) -> None:
+        if step.step == stop_after:
+            raise KeyboardInterrupt
+
+    whole = _detector()
+    train_students(whole, IMAGES, 3, batch_size=4, seed=3)
+    file = tmp_path / "checkpoint.safetensors"
+    stopped = _detector()
+    with pytest.raises(KeyboardInterrupt):
+        train_students(stopped, IMAGES, 3, 4, seed=3, checkpoint=file, report=stop)
+    with pytest.raises(AssertionError):
+        _assert_same(whole, stopped)
+    resumed, steps = _detector(), []
+    torch.manual_seed(99)  # whatever the global generator has drawn since
+    train_students(resumed, IMAGES, 3, 4, seed=3, checkpoint=file, resume=True, report=steps.append)
+    assert [s.step for s in steps] == list(range(stop_after + 1, 10))
+    _assert_same(whole, resumed)
+
+
+def test_every_epoch_sees_every_image_once_in_an_order_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[list[int]] = []
+    values = np.arange(10, dtype=np.uint8)
+    numbered = np.broadcast_to(values[:, None, None, None], (10, 32, 32, 3)).copy()
+
+    def spy(images: np.ndarray, device: object = "cpu") -> torch.Tensor:
+        seen.append(images[:, 0, 0, 0].tolist())
+        return to_tensor(images)
+
+    monkeypatch.setattr(training, "to_tensor", spy)
+    train_students(_detector(), numbered, 2, batch_size=4)
+    first, second = seen[:3], seen[3:]
+    for epoch in (first, second):
+        assert sorted(np.concatenate(epoch)) == list(range(10))
+        assert [len(batch) for batch in epoch] == [4, 3, 3]
+    assert first != second
+
+
+def test_resume_refuses_another_run_and_a_damaged_file(tmp_path: Path) -> None:
+    file = tmp_path / "checkpoint.safetensors"
+    train_students(_detector(), IMAGES, 1, batch_size=5, checkpoint=file)
+    with pytest.raises(InputError, match="its batch_size is 5, not 4"):
+        train_students(_detector(), IMAGES, 2, batch_size=4, checkpoint=file, resume=True)
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(InputError, match="is damaged"):
+        train_students(_detector(), IMAGES, 2, batch_size=5, checkpoint=file, resume=True)
+
+
+def test_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    file = tmp_path / "checkpoint.safetensors"
+    train_students(_detector(), IMAGES, 1, batch_size=5, checkpoint=file)
+    before = file.read_bytes()
+    broken = _detector()
+    with torch.no_grad():
+        broken.forward_student.backbone.conv1.weight.fill_(float("nan"))
+    with pytest.raises(InputError, match=r"loss became nan in epoch 1, step 1 of 2.*checkpoint"):
+        train_students(broken, IMAGES, 1, batch_size=5, checkpoint=file)
+    assert file.read_bytes() == before
+
+
+def test_full_disk_keeps_the_old_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "checkpoint.safetensors"
+    train_students(_detector(), IMAGES, 1, batch_size=5, checkpoint=file)
+    before = file.read_bytes()
+
+    def full(tensors: object, path: Path, metadata: object = None) -> None:
+        path.write_bytes(b"half a file")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(training, "save_tensors", full)
+    with pytest.raises(InputError, match="No space left on device"):
+        train_students(_detector(), IMAGES, 2, batch_size=5, checkpoint=file)
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_holdout_is_a_split() -> None:
+    fitted, held = split_holdout(50, 0.1, seed=0)
+    assert len(held) == 5
+    assert sorted([*fitted, *held]) == list(range(50))
+    assert not np.array_equal(held, split_holdout(50, 0.1, seed=1)[1])
+    assert len(split_holdout(3, 0.01, 0)[1]) == 1
+    assert len(split_holdout(10, 0.99, 0)[0]) == 2
+    for count, share in ((2, 0.1), (10, 0.0), (10, 1.0)):
+        with pytest.raises(InputError):
+            split_holdout(count, share, 0)
+
+
+def test_normal_means_do_not_depend_on_the_batches() -> None:
+    detector = _detector().eval()
+    with torch.no_grad():
+        expected = detector.score_maps(to_tensor(IMAGES)).mean((0, 2, 3))
+    torch.testing.assert_close(normal_means(detector, IMAGES, batch_size=3), expected)
+
+
+def _noise() -> SyntheticNoise:
+    textures = [torch.rand(3, 32, 32, generator=generator(i)) for i in range(4)]
+    return SyntheticNoise(textures, (32, 32), octaves=(0, 2))
+
+
+def test_fusion_lowers_dice_and_leaves_the_students() -> None:
+    detector, losses = _detector(), []
+    train_students(detector, IMAGES, 6, batch_size=5)
+    students = {k: v.clone() for k, v in detector.state_dict().items() if "student" in k}
+    train_fusion(detector, IMAGES, _noise(), 30, report=lambda s: losses.append(s.loss))
+    assert losses[-1] < losses[0]
+    for key, value in students.items():
+        assert torch.equal(value, detector.state_dict()[key]), key
+
+
+def test_fusion_is_reproducible_from_its_seed() -> None:
+    weights = []
+    for seed in (0, 0, 1):
+        detector = _detector()
+        train_fusion(detector, IMAGES, _noise(), 3, seed=seed)
+        weights.append(detector.fusion.weight.detach().clone())
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
