@@ -1,4 +1,4 @@
-"""The command `dskd`: train, evaluate, predict, data, info."""
+"""The command `dskd`: train, evaluate, predict, sweep, data, info."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import tyro
 from dskd_lite import __version__
 from dskd_lite.config import PRESETS, Config, Device, TeacherName
 from dskd_lite.errors import InputError
+from dskd_lite.sweep import Sweep
 
 if TYPE_CHECKING:  # torch comes in when a command runs, so that --help answers at once
     from tqdm import tqdm
@@ -229,10 +230,22 @@ def info(options: Info) -> None:
         print(f"{part:<18}{count['parameters']:>14,}{gmac:>18.3f}")
 
 
+def sweep(options: Sweep) -> None:
+    """Train many runs and tabulate mean and spread over seeds."""
+    from dskd_lite import sweep as sweeps
+
+    planned = list(sweeps.jobs(options, lambda arguments: _parse("train", Config, arguments)))
+    with Terminal() as display:
+        rows = sweeps.run_sweep(planned, options, display.say)
+    print(sweeps.text_table(sweeps.summary(rows)))
+    print(f"results: {options.out / sweeps.RESULTS}")
+
+
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "train": (Config, train),
     "evaluate": (Evaluate, evaluate),
     "predict": (Predict, predict),
+    "sweep": (Sweep, sweep),
     "data": (Data, data),
     "info": (Info, info),
 }

@@ -21,6 +21,8 @@ class Config:
     several categories."""
     out: Path = Path("runs/run")
     """Folder for the report, the model and the checkpoint."""
+    method: Literal["dskd", "rd4ad"] = "dskd"
+    """What is trained: DSKD, or its peer RD4AD with one student and no fusion."""
     teacher: TeacherName = "wide_resnet50_2"
     """Pretrained backbone; offline ships with the package."""
     teacher_weights: str = "pretrained"

@@ -57,20 +57,11 @@ class DistillationDetector(nn.Module):
 
     def __init__(self, teacher: Teacher, **options: Any) -> None:
         super().__init__()
-        image_size, sigma = options["image_size"], options["smoothing_sigma"]
-        if image_size < 32 or image_size % 32:
-            raise InputError(
-                f"image size {image_size} does not fit the backbone: choose a multiple of 32"
-            )
-        if not 0 <= 4 * sigma < image_size:
-            raise InputError(
-                f"smoothing sigma {sigma} must be at least 0 and under a quarter of the "
-                f"image size {image_size}"
-            )
+        check_geometry(options["image_size"], options["smoothing_sigma"])
         self.options = options
-        self.image_size: int = image_size
+        self.image_size: int = options["image_size"]
         self.teacher = teacher
-        self.smoothing = GaussianSmoothing(sigma)
+        self.smoothing = GaussianSmoothing(options["smoothing_sigma"])
         self.thresholds: Thresholds | None = None
 
     @property
@@ -105,19 +96,8 @@ class DistillationDetector(nn.Module):
         Raises InputError if the folder is no saved detector, is damaged, has another format, or
         holds a detector of another class.
         """
-        if not (folder / DESCRIPTION_FILE).is_file():
-            raise InputError(
-                f"{folder} holds no saved detector ({DESCRIPTION_FILE} is missing): "
-                "give a folder that `dskd train` wrote"
-            )
-        description = read_json(folder / DESCRIPTION_FILE)
-        if description.get("format") != FORMAT:
-            raise InputError(
-                f"{folder} has checkpoint format {description.get('format')!r}, this version of "
-                f"dskd_lite reads format {FORMAT}: train again, or install the version that wrote "
-                f"it ({description.get('versions', {}).get('dskd_lite', 'unknown')})"
-            )
-        kind = description.get("detector", "DSKD")  # once the only one, and not written down
+        description = _read_description(folder)
+        kind = description["detector"]
         if kind != cls.__name__:
             raise InputError(
                 f"{folder} holds a detector of class {kind}, not {cls.__name__}: "
@@ -149,8 +129,7 @@ class DSKD(DistillationDetector):
 
     ``image_size``: side in pixels that images are resized to, a multiple of 32.
     ``smoothing_sigma``: Gaussian filter on the six maps, in pixels. ``skip`` and ``attention``
-    switch parts of the
-    reverse student; ``nonnegative_fusion`` is the form of the fusion's weights.
+    switch parts of the reverse student; ``nonnegative_fusion`` is the form of the fusion's weights.
 
     Students start at random from torch's global generator. Raises InputError for an image size
     that does not fit.
@@ -206,6 +185,40 @@ class DSKD(DistillationDetector):
             "manual": manual_fusion(prediction.score_maps),
             "fused": prediction.fused_map,
         }
+
+
+def check_geometry(image_size: int, smoothing_sigma: float) -> None:
+    """Raise InputError for an image size or a sigma, both in pixels, that does not fit."""
+    if image_size < 32 or image_size % 32:
+        raise InputError(
+            f"image size {image_size} does not fit the backbone: choose a multiple of 32"
+        )
+    if not 0 <= 4 * smoothing_sigma < image_size:
+        raise InputError(
+            f"smoothing sigma {smoothing_sigma} must be at least 0 and under a quarter of the "
+            f"image size {image_size}"
+        )
+
+
+def saved_kind(folder: Path) -> str:
+    """Name of the class of detector that a folder holds; raises InputError if it holds none."""
+    return _read_description(folder)["detector"]
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    if not (folder / DESCRIPTION_FILE).is_file():
+        raise InputError(
+            f"{folder} holds no saved detector ({DESCRIPTION_FILE} is missing): "
+            "give a folder that `dskd train` wrote"
+        )
+    description = read_json(folder / DESCRIPTION_FILE)
+    if description.get("format") != FORMAT:
+        raise InputError(
+            f"{folder} has checkpoint format {description.get('format')!r}, this version of "
+            f"dskd_lite reads format {FORMAT}: train again, or install the version that wrote "
+            f"it ({description.get('versions', {}).get('dskd_lite', 'unknown')})"
+        )
+    return description
 
 
 def versions() -> dict[str, str]:

@@ -14,11 +14,12 @@ import torch
 from accelerate import Accelerator
 
 from dskd_lite import report
+from dskd_lite.baselines.rd4ad import RD4AD
 from dskd_lite.config import Config
 from dskd_lite.datasets.cache import decoded_images
 from dskd_lite.datasets.folder import Category, check_sizes, find_categories, scan_category
 from dskd_lite.datasets.textures import ProceduralTextures, TextureFolder
-from dskd_lite.detector import DSKD, versions
+from dskd_lite.detector import DSKD, saved_kind, versions
 from dskd_lite.errors import InputError
 from dskd_lite.evaluation import evaluate, fit_thresholds, score_images
 from dskd_lite.seeding import STUDENTS, generator
@@ -163,19 +164,21 @@ def _run_category(
             display.steps("students"),
         )
     with _timed(seconds, "train_fusion"):
-        if config.fusion == "recommended":
-            detector.fusion.input_scale.copy_(normal_means(detector, normal[held_out]))
-        train_fusion(
-            detector,
-            normal[fitted],
-            noise,
-            config.fusion_epochs,
-            config.batch_size,
-            seed=config.seed,
-            report=display.steps("fusion"),
-        )
-        held_maps = score_images(detector, normal[held_out], config.batch_size, device)["fused"]
-        detector.thresholds = fit_thresholds(held_maps, config.false_positive_rate)
+        if isinstance(detector, DSKD):
+            if config.fusion == "recommended":
+                detector.fusion.input_scale.copy_(normal_means(detector, normal[held_out]))
+            train_fusion(
+                detector,
+                normal[fitted],
+                noise,
+                config.fusion_epochs,
+                config.batch_size,
+                seed=config.seed,
+                report=display.steps("fusion"),
+            )
+        held_maps = score_images(detector, normal[held_out], config.batch_size, device)
+        final = list(held_maps.values())[-1]  # the last rung of the ablation is what is used
+        detector.thresholds = fit_thresholds(final, config.false_positive_rate)
     with _timed(seconds, "evaluate"):
         progress = display.counter("evaluate", len(test))
         evaluation = evaluate(detector, category, test, config.batch_size, device, progress)
@@ -185,7 +188,9 @@ def _run_category(
         "config": _json_config(config),
         "scores": report.as_json(evaluation.scores),
         "thresholds": dataclasses.asdict(detector.thresholds),
-        "fusion_weights": detector.fusion.map_weights.tolist(),
+        "fusion_weights": (
+            detector.fusion.map_weights.tolist() if isinstance(detector, DSKD) else None
+        ),
         "images": {"train": len(fitted), "held_out": len(held_out), "test": len(test)},
         "notes": evaluation.notes,
         "seconds": seconds,
@@ -197,10 +202,19 @@ def _run_category(
     return content, section
 
 
-def new_detector(config: Config) -> DSKD:
+def new_detector(config: Config) -> DSKD | RD4AD:
     """A detector as the options say, students at random from the seed."""
-    state = torch.random.get_rng_state()
-    try:
+    if config.method == "rd4ad":
+        return RD4AD(
+            Teacher(config.teacher, config.teacher_weights),
+            config.image_size,
+            config.smoothing_sigma,
+            config.loss,
+            config.epochs,
+            config.batch_size,
+            config.seed,
+        )
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(config.seed, STUDENTS).initial_seed())
         return DSKD(
             Teacher(config.teacher, config.teacher_weights),
@@ -210,8 +224,6 @@ def new_detector(config: Config) -> DSKD:
             config.smoothing_sigma,
             nonnegative_fusion=config.fusion == "recommended",
         )
-    finally:
-        torch.random.set_rng_state(state)
 
 
 def _noise(config: Config) -> SyntheticNoise:
@@ -245,12 +257,13 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = round(time.perf_counter() - start, 2)
 
 
-def load_run(folder: Path) -> DSKD:
+def load_run(folder: Path) -> DSKD | RD4AD:
     """The detector of a run: give the run's folder, or the model's."""
     model = folder / MODEL if (folder / MODEL).is_dir() else folder
     if not model.is_dir():
         raise InputError(f"{folder} is not a folder: give one that `dskd train` wrote")
-    return DSKD.load(model)
+    kind = RD4AD if saved_kind(model) == RD4AD.__name__ else DSKD
+    return kind.load(model)
 
 
 def evaluate_run(

@@ -1,0 +1,218 @@
+"""Many runs in one go: categories x methods x teachers x sizes x seeds, into one tidy file."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from dskd_lite.config import Config
+from dskd_lite.errors import InputError
+from dskd_lite.storage import unwritable
+
+RESULTS = "results.jsonl"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Options of `dskd sweep`."""
+
+    data: tyro.conf.Positional[tuple[Path, ...]]
+    """Categories in MVTec layout, or folders of several."""
+    out: Path = Path("runs/sweep")
+    """Folder for results.jsonl and the runs; one that holds results goes on where it stopped."""
+    methods: tuple[Literal["dskd", "rd4ad"], ...] = ("dskd",)
+    """What to train."""
+    teachers: tuple[str, ...] = ("wide_resnet50_2",)
+    """Backbones, each NAME or NAME=WEIGHTS (pretrained, random or a file)."""
+    image_sizes: tuple[int, ...] = (256,)
+    """Sides in pixels."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds."""
+    variants: tuple[str, ...] = ("",)
+    """Further options of `dskd train` for each variant, e.g. "" "--no-skip" "--loss flattened"."""
+    epochs: int = 200
+    """Passes over the normal images that train the students."""
+    textures: str = "procedural"
+    """External source of synthetic noise."""
+    scheduler: str | None = None
+    """Address of a dask scheduler; a cluster on this machine if not given."""
+    workers: int = 1
+    """Workers of the cluster on this machine."""
+    threads: int = 1
+    """Threads that each of them computes with."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep."""
+
+    key: str
+    """Names the run in the results file and its folder."""
+    config: Config
+
+
+def jobs(options: Sweep, parse: Callable[[list[str]], Config]) -> Iterator[Job]:
+    """Every run that the options name; ``parse`` turns arguments of `dskd train` into a Config.
+
+    Raises InputError if a folder holds no category, or two runs would have one name.
+    """
+    from dskd_lite.datasets.folder import find_categories
+
+    categories = [root.resolve() for folder in options.data for root in find_categories(folder)]
+    names: set[str] = set()
+    for root, method, teacher, size, seed, variant in itertools.product(
+        categories, options.methods, options.teachers, options.image_sizes, options.seeds,
+        options.variants,
+    ):  # fmt: skip
+        name, _, weights = teacher.partition("=")
+        base = parse([str(root), "--teacher", name, *variant.split()])
+        label = name + (f"-{Path(weights).stem}" if weights else "")
+        parts = [root.name, method, label, size, f"e{options.epochs}", *variant.split(), f"s{seed}"]
+        key = "_".join(str(part).strip("-") for part in parts)
+        if key in names:
+            raise InputError(f"two runs of the sweep are called {key}: rename one of the folders")
+        names.add(key)
+        yield Job(
+            key,
+            replace(
+                base,
+                method=method,
+                teacher_weights=weights or "pretrained",
+                image_size=size,
+                seed=seed,
+                epochs=options.epochs,
+                textures=options.textures,
+                out=options.out / key,
+                mixed_sizes=True,
+                resume=True,
+                device="cpu" if options.scheduler is None else "auto",
+            ),
+        )
+
+
+def read_results(file: Path) -> list[dict[str, Any]]:
+    """Rows of a results file, one a run; empty if there is none. A torn last line is passed over.
+
+    Raises InputError if another line is damaged.
+    """
+    if not file.is_file():
+        return []
+    lines = file.read_text(encoding="utf-8").splitlines()
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise InputError(f"{file} is damaged in line {number}: delete that line") from error
+    return rows
+
+
+def run_sweep(
+    planned: Sequence[Job], options: Sweep, say: Callable[[str], None] = lambda line: None
+) -> list[dict[str, Any]]:
+    """Run what the results file lacks, on dask.distributed; returns all rows of the planned jobs.
+
+    A job whose worker dies is tried again, twice, from its checkpoint; one that fails is named and
+    does not stop the others. Raises InputError if the results file cannot be written, or if jobs
+    failed, once the others are done.
+    """
+    from distributed import Client, LocalCluster, as_completed
+
+    file = options.out / RESULTS
+    rows = {row["key"]: row for row in read_results(file)}
+    waiting = [job for job in planned if job.key not in rows]
+    say(f"{len(planned)} runs, {len(planned) - len(waiting)} done before")
+    failed: list[str] = []
+    if waiting:
+        cluster = None if options.scheduler else LocalCluster(
+            n_workers=options.workers, threads_per_worker=1, dashboard_address=None
+        )  # fmt: skip
+        with Client(options.scheduler or cluster) as client:
+            futures = {
+                client.submit(run_job, job, options.threads, key=job.key, retries=2): job
+                for job in waiting
+            }
+            for future in as_completed(futures):
+                job = futures[future]
+                if future.status != "finished":
+                    failed.append(f"{job.key} ({future.exception()})")
+                    say(f"failed: {failed[-1]}")
+                    continue
+                rows[job.key] = future.result()
+                _append(file, rows[job.key])
+                say(f"done: {job.key} ({len(rows)} of {len(planned)})")
+        if cluster is not None:
+            cluster.close()
+    if failed:
+        raise InputError(
+            f"{len(failed)} runs failed, the others are in {file}: {'; '.join(failed)}"
+        )
+    return [rows[job.key] for job in planned]
+
+
+def run_job(job: Job, threads: int) -> dict[str, Any]:
+    """Run one job; returns its row: the report, flattened no further than its own keys."""
+    import torch
+
+    from dskd_lite import experiment
+
+    torch.set_num_threads(threads)
+    report = experiment.run(job.config)
+    names = ("scores", "images", "fusion_weights", "thresholds", "seconds", "versions", "config")
+    row = {"key": job.key, "category": job.config.data.name}
+    return row | {name: report[name] for name in names}
+
+
+def _append(file: Path, row: dict[str, Any]) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        content = file.read_bytes() if file.is_file() else b""
+        torn = b"" if not content or content.endswith(b"\n") else b"\n"
+        with file.open("ab") as out:
+            out.write(torn + json.dumps(row).encode() + b"\n")
+    except OSError as error:
+        raise unwritable(file, error) from error
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and standard deviation over seeds: one row for each setting and map, in percent.
+
+    Rows hold ``category``, ``setting`` (the key without its seed), ``map``, ``seeds`` and, for each
+    metric, a pair (mean, standard deviation with n - 1; 0 for one seed) or None.
+    """
+    import statistics
+
+    groups: dict[tuple[str, str, str], list[dict[str, float | None]]] = {}
+    for row in rows:
+        setting = row["key"].rsplit("_s", 1)[0]
+        for name, scores in row["scores"].items():
+            groups.setdefault((row["category"], setting, name), []).append(scores)
+    table = []
+    for (category, setting, name), scores in groups.items():
+        entry: dict[str, Any] = {
+            "category": category, "setting": setting, "map": name, "seeds": len(scores),
+        }  # fmt: skip
+        for metric in scores[0]:
+            values = [100 * s[metric] for s in scores if s[metric] is not None]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            entry[metric] = (statistics.mean(values), spread) if values else None
+        table.append(entry)
+    return table
+
+
+def text_table(table: Sequence[dict[str, Any]]) -> str:
+    """The summary as a Markdown table."""
+    metrics = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
+    head = ["setting", "map", "seeds", *metrics.values()]
+    lines = [" | ".join(head), " | ".join("---" for _ in head)]
+    for row in table:
+        cells = ["–" if row[m] is None else f"{row[m][0]:.1f} ± {row[m][1]:.1f}" for m in metrics]
+        lines.append(" | ".join([row["setting"], row["map"], str(row["seeds"]), *cells]))
+    return "\n".join(f"| {line} |" for line in lines)
