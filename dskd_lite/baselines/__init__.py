@@ -1,0 +1,56 @@
+"""Detectors to compare DSKD with, all used alike: make, ``fit``, ``maps_by_method``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from dskd_lite.baselines.autoencoder import AutoencoderDetector
+from dskd_lite.baselines.classical import (
+    GaussianDetector,
+    NearestPatchesDetector,
+    OneClassSVMDetector,
+    PCADetector,
+)
+from dskd_lite.baselines.rd4ad import RD4AD
+from dskd_lite.errors import InputError
+from dskd_lite.teacher import Teacher
+
+
+class Baseline(Protocol):
+    """A detector that learns from normal images and then is all that the evaluation needs."""
+
+    image_size: int
+
+    def fit(self, images: np.ndarray) -> None:
+        """Learn from normal images, uint8 (N, H, W, 3)."""
+
+    def maps_by_method(self, images: Tensor) -> dict[str, Tensor]:
+        """One anomaly map (B, H, W) of images (B, 3, H, W) in [0, 1], under the detector's name."""
+
+
+DETECTORS: dict[str, Callable[..., Baseline]] = {
+    "one-class-svm": OneClassSVMDetector,
+    "pca": PCADetector,
+    "gaussian": GaussianDetector,
+    "nearest-patches": NearestPatchesDetector,
+    "autoencoder": lambda teacher, image_size, **options: AutoencoderDetector(
+        image_size, **options
+    ),
+    "rd4ad": RD4AD,
+}
+
+
+def make_detector(
+    name: str, teacher: Teacher, image_size: int, seed: int = 0, **options: Any
+) -> Baseline:
+    """A detector of ``DETECTORS``, not yet fitted; ``options`` are its constructor's own.
+
+    Raises InputError for an unknown name, or an image size that does not fit.
+    """
+    if name not in DETECTORS:
+        raise InputError(f"no detector is called {name!r}: choose one of {', '.join(DETECTORS)}")
+    return DETECTORS[name](teacher, image_size, seed=seed, **options)
