@@ -67,8 +67,8 @@ class RD4AD(DistillationDetector):
 
     ``image_size``: side in pixels, a multiple of 32. ``smoothing_sigma``: Gaussian filter, in
     pixels. ``seed`` gives the student's start and the order of the images; ``epochs``,
-    ``batch_size`` and ``loss`` are what ``fit`` trains with. Paper: 200 epochs, 16 images a step; the
-    loss per position is its Eq. (2), the flattened one its code.
+    ``batch_size`` and ``loss`` are what ``fit`` trains with. Paper: 200 epochs, 16 images a
+    step; the loss per position is its Eq. (2), the flattened one its code.
 
     Raises InputError for an image size or a sigma that does not fit.
     """
