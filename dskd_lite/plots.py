@@ -154,7 +154,7 @@ def picture_grid(
     ``row_titles`` left of the rows.
     """
     columns = max(len(row) for row in rows)
-    figure, axes = new_figure(len(rows), columns, 1.6 * columns, 1.75 * len(rows) + 0.15)
+    figure, axes = new_figure(len(rows), columns, 1.6 * columns, 1.62 * len(rows) + 0.2)
     for row, pictures in enumerate(rows):
         for column in range(columns):
             axis = axes[row, column]
@@ -182,6 +182,8 @@ def perlin_lattice(angles: np.ndarray, noise: np.ndarray) -> Figure:
     )  # fmt: skip
     lines = np.arange(cells + 1) * width / cells - 0.5
     axis.set(xticks=lines, yticks=lines, xticklabels=[], yticklabels=[])
+    margin = 0.6 * width / cells  # an arrow on the border needs room
+    axis.set(xlim=(-margin, width + margin), ylim=(height + margin, -margin), frame_on=False)
     axis.grid(color="black", linewidth=0.4, alpha=0.5)
     figure.colorbar(shown, label="noise", shrink=0.8)
     return figure
@@ -257,6 +259,34 @@ def map_bars(groups: Mapping[str, np.ndarray], ylabel: str, base: float = 0.0) -
     return figure
 
 
+def fusion_mix(
+    image: np.ndarray,
+    mask: np.ndarray,
+    mixed: np.ndarray,
+    limit: float,
+    shares: np.ndarray,
+    values: np.ndarray,
+    share: float,
+) -> Figure:
+    """One mix of two students: image, mask, mixed map (H, W), and the metric of all mixes.
+
+    The dot stands at ``share`` on the curve of ``values`` over ``shares``.
+    """
+    figure = Figure(figsize=(7.2, 2.3), layout="constrained", facecolor="white")
+    axes = figure.subplots(1, 4, width_ratios=(1, 1, 1, 1.7))
+    axes[0].imshow(image)
+    axes[1].imshow(mask, cmap="gray", vmin=0, vmax=1)
+    axes[2].imshow(mixed, cmap=HEATMAP, vmin=0, vmax=limit)
+    for axis, name in zip(axes[:3], ("image", "mask", "mixed map"), strict=True):
+        _bare(axis)
+        axis.set_title(name, fontsize=9)
+    axes[3].plot(shares, values, color=role_color("manual"))
+    axes[3].plot(share, np.interp(share, shares, values), "o", color=role_color("fused"))
+    axes[3].set_xlabel("share of the reverse student", fontsize=9)
+    axes[3].set_ylabel("image AUROC", fontsize=9)
+    return figure
+
+
 def _other_colors(lines: Mapping[str, np.ndarray]) -> list[str]:
     """Roles in their own colour, the others in turn."""
     spare = iter(PLAIN_COLORS)
@@ -289,7 +319,7 @@ def score_bars(scores: Mapping[str, Mapping[str, float]], ylabel: str, base: flo
         heights = [values[group] - base for group in groups]
         axis.bar(x, heights, 0.92 * width, bottom=base, color=colors[index], label=method)
     axis.set(ylabel=ylabel, xticks=range(len(groups)))
-    axis.set_xticklabels([group.replace("_", " ") for group in groups], fontsize=9)
+    axis.set_xticklabels([group.replace("_", "\n") for group in groups], fontsize=9)
     axis.set_ylim(top=1.0 if max(max(v.values()) for v in scores.values()) <= 1 else None)
     figure.legend(loc="outside upper center", ncols=len(scores), frameon=False, fontsize=9)
     return figure
@@ -317,7 +347,7 @@ def ablation_ladder(rungs: Mapping[str, Mapping[str, float]], lit: str | None = 
     axis.axis("off")
     axis.set(xlim=(-0.3, 4.6), ylim=(-0.65, 0.65))
     places = {"teacher": (0.4, 0), "forward": (1.6, 0.36), "reverse": (1.6, -0.36),
-              "noise": (2.9, -0.36), "fused": (3.7, 0.0)}  # fmt: skip
+              "noise": (4.0, -0.36), "fused": (3.1, 0.0)}  # fmt: skip
     for start, end in (("teacher", "forward"), ("teacher", "reverse"), ("forward", "fused"),
                        ("reverse", "fused"), ("noise", "fused")):  # fmt: skip
         axis.annotate("", places[end], places[start], zorder=1, arrowprops={
@@ -336,11 +366,11 @@ def ablation_ladder(rungs: Mapping[str, Mapping[str, float]], lit: str | None = 
             if rung in rungs:
                 value = rungs[rung][metric]
                 axis.barh(row, value, color=role_color(rung), alpha=1.0 if rung == lit else 0.55)
-                axis.text(min(value, 0.86) + 0.02, row, f"{value:.3f}", va="center", fontsize=9,
-                          bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8})  # fmt: skip
+                axis.text(value + 0.02, row, f"{value:.3f}", va="center", fontsize=9)
             else:
-                axis.text(0.02, row, "in a later chapter", va="center", fontsize=8, color="#666666")
-        axis.set(xlim=(0, 1.06), ylim=(len(names) - 0.5, -0.5), yticks=range(len(names)))
+                axis.text(0.02, row, "not measured yet", va="center", fontsize=8, color="#666666")
+        axis.set(xlim=(0, 1.25), ylim=(len(names) - 0.5, -0.5), yticks=range(len(names)))
+        axis.set_xticks([0, 0.5, 1])
         axis.set_yticklabels([LADDER[name] for name in names] if column == 0 else [], fontsize=9)
         axis.set_xlabel(metric, fontsize=9)
         for side in ("top", "right"):
