@@ -255,11 +255,11 @@ def test_diagonal_neighbours_are_one_region_and_images_are_apart():
 # legacy_pro
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_legacy_pro_equals_one_threshold_after_the_other(seed):
-    rng = np.random.default_rng(seed)
-    scores, masks = realistic_case(count=5, size=32)
-    scores = scores + rng.random(scores.shape)
+    scores, masks = realistic_case(count=8, size=48)
+    assert max(len({len(r) for r in flood_fill_regions(mask)}) for mask in masks) > 1
+    scores = scores + np.random.default_rng(seed).random(scores.shape)
     assert legacy_pro(scores, masks) == pytest.approx(
         straightforward_legacy_pro(scores, masks), abs=1e-12
     )
@@ -281,6 +281,22 @@ def test_legacy_pro_by_hand_where_the_curve_neither_starts_at_zero_nor_keeps_all
     masks = (np.arange(12) < 2).reshape(1, 1, 12)
     # Normalised by 2/10: (1, 1), (1, 1/2), (1/2, 1/2), (1/2, 0): nothing left of 1/2.
     assert legacy_pro(scores, masks) == pytest.approx(1 / 2 * 1 / 2)
+
+
+def test_legacy_pro_flags_only_what_is_strictly_above_a_threshold():
+    # Threshold 100 of 200 is 1/2 exactly. A normal and a defect (at 0.499) both vanish there, so
+    # the curve goes straight from (1, 1) to (0, 1/2); flagging the normal there would add (1, 1/2).
+    scores = np.array([[[1.0, 0.499, 0.5, 0, 0, 0, 0, 0, 0, 0, 0, 0]]])
+    masks = (np.arange(12) < 2).reshape(1, 1, 12)
+    assert legacy_pro(scores, masks) == pytest.approx(3 / 4)
+
+
+def test_legacy_pro_counts_regions_alike_whatever_their_size():
+    # Of the regions {1, 1, 1} and {0.3} only the first is flagged until the last normals are.
+    scores = np.array([[[1, 1, 1, 0, 0.3, 0, 0, 0, 0.5, 0, 0, 0.0]]])
+    masks = np.isin(np.arange(12), [0, 1, 2, 4]).reshape(1, 1, 12)
+    # Rate 0 (overlap 1/2), then 1/8 (1/2, and 1 below 0.3): a step up at the end.
+    assert legacy_pro(scores, masks) == pytest.approx(1 / 2)
 
 
 def test_legacy_pro_is_the_mean_over_images_with_a_defect():
