@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from safetensors import safe_open
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Adam
 
 from dskd_lite.anomaly_maps import COMPARED_STAGES, LossForm, distillation_loss
@@ -136,7 +137,33 @@ def train_students(
         raise
     if checkpoint is not None:
         _save_checkpoint(checkpoint, run, done, students, optimizer)
+    settle_batch_norm(detector, images, batch_size)
     detector.eval()
+
+
+@torch.no_grad()
+def settle_batch_norm(detector: DistillationDetector, images: np.ndarray, batch_size: int) -> None:
+    """Replace the students' running statistics by means over normal images, uint8 (N, H, W, 3).
+
+    A running mean follows weights that a learning rate of 0.005 moves at every step, and lags: in
+    eval mode the forward student then saw statistics of weights it no longer had, and its maps
+    failed on pixels (book/faithfulness.md has the figures). One pass with the final weights settles
+    them.
+    """
+    layers = [m for s in detector.students for m in s.modules() if isinstance(m, _BatchNorm)]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain average
+    detector.train()
+    device = next(detector.parameters()).device
+    for chosen in np.array_split(np.arange(len(images)), -(-len(images) // batch_size)):
+        normal = to_tensor(images[chosen], device)
+        features = detector.teacher(normal)
+        for student in detector.students:
+            student(normal if isinstance(student, ForwardStudent) else features)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
 
 
 def _save_checkpoint(

@@ -87,11 +87,21 @@ def test_every_epoch_sees_every_image_once_in_an_order_of_its_own(
 
     monkeypatch.setattr(training, "to_tensor", spy)
     train_students(_detector(), numbered, 2, batch_size=4)
-    first, second = seen[:3], seen[3:]
+    first, second = seen[:3], seen[3:6]
     for epoch in (first, second):
         assert sorted(np.concatenate(epoch)) == list(range(10))
         assert [len(batch) for batch in epoch] == [4, 3, 3]
     assert first != second
+
+
+def test_batch_norm_ends_with_the_statistics_of_the_final_weights() -> None:
+    detector = _detector()
+    train_students(detector, IMAGES, 3, batch_size=5)
+    student = detector.forward_student.backbone
+    with torch.no_grad():
+        activations = student.conv1(to_tensor(IMAGES))
+    torch.testing.assert_close(student.bn1.running_mean, activations.mean((0, 2, 3)))
+    assert student.bn1.momentum == 0.1
 
 
 def test_resume_refuses_another_run_and_a_damaged_file(tmp_path: Path) -> None:
