@@ -204,5 +204,5 @@ def test_shipped_teacher_sees_what_the_imagenet_network_sees():
         for weights in ("pretrained", "random")
     }
     for shipped, random in zip(agreement["pretrained"], agreement["random"], strict=True):
-        assert shipped > 0.9
+        assert shipped > 0.8
         assert 1 - shipped < 0.5 * (1 - random)
