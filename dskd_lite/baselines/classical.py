@@ -85,7 +85,7 @@ class PatchDetector(nn.Module):
 
     def random_patches(self, images: np.ndarray, most: int) -> np.ndarray:
         """Patches (M, C) drawn at random, as many from each image, ``most`` in all (rounded up)."""
-        rng, share = np.random.default_rng(self.seed), -(-most // len(images))
+        rng, share = np.random.default_rng(self.seed), -(-most // max(len(images), 1))
 
         def draw(patches: np.ndarray) -> np.ndarray:
             chosen = [rng.permutation(patches.shape[1])[:share] for _ in patches]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dskd_lite.anomaly_maps import COMPARED_STAGES, LossForm, anomaly_maps
@@ -101,12 +102,14 @@ class RD4AD(DistillationDetector):
         return (self.student,)
 
     def fit(self, images: np.ndarray) -> None:
-        """Train on normal images, uint8 (N, H, W, 3); ``train_students`` can also save and resume.
+        """Train on normal images, uint8 (N, H, W, 3), on a GPU if the detector is there.
 
-        Raises InputError if the loss is not finite.
+        ``train_students`` does the same with more options: saving, resuming, precision. Raises
+        InputError if the loss is not finite.
         """
+        accelerator = Accelerator(cpu=next(self.parameters()).device.type == "cpu")
         options = {name: self.options[name] for name in ("epochs", "batch_size", "loss", "seed")}
-        train_students(self, images, **options)
+        train_students(self, images, accelerator=accelerator, **options)
 
     def score_maps(self, images: Tensor) -> Tensor:
         """Three smoothed anomaly maps (B, 3, H, W) in [0, 2] of images (B, 3, H, W) in [0, 1]."""
