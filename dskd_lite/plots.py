@@ -290,7 +290,8 @@ def fusion_mix(
 def _other_colors(lines: Mapping[str, np.ndarray]) -> list[str]:
     """Roles in their own colour, the others in turn."""
     spare = iter(PLAIN_COLORS)
-    return [ROLE_COLORS[name] if name in ROLE_COLORS else next(spare) for name in lines]
+    known = {**ROLE_COLORS, "normal": NORMAL, "defects": DEFECTIVE}
+    return [known[name] if name in known else next(spare) for name in lines]
 
 
 def feature_colors(features: np.ndarray) -> np.ndarray:
@@ -308,16 +309,30 @@ def feature_colors(features: np.ndarray) -> np.ndarray:
     return np.clip((colors - low) / (high - low), 0, 1).reshape(count, height, width, 3)
 
 
-def score_bars(scores: Mapping[str, Mapping[str, float]], ylabel: str, base: float = 0.0) -> Figure:
-    """Bars by method within each group: ``scores[method][group]``, growing from ``base``."""
+def score_bars(
+    scores: Mapping[str, Mapping[str, float]],
+    ylabel: str,
+    base: float = 0.0,
+    shades_of: str | None = None,
+) -> Figure:
+    """Bars by method within each group: ``scores[method][group]``, growing from ``base``.
+
+    Methods that are variants of one role are drawn in ``shades_of`` its colour, the last full.
+    """
     groups = list(next(iter(scores.values())))
     figure, axes = new_figure(1, 1, 6.2, 3.0)
     axis, width = axes[0, 0], 0.8 / len(scores)
     colors = _other_colors({method: np.zeros(0) for method in scores})
+    alphas = np.ones(len(scores))
+    if shades_of is not None:
+        colors, alphas = [role_color(shades_of)] * len(scores), np.linspace(0.35, 1, len(scores))
     for index, (method, values) in enumerate(scores.items()):
         x = np.arange(len(groups)) + (index - (len(scores) - 1) / 2) * width
         heights = [values[group] - base for group in groups]
-        axis.bar(x, heights, 0.92 * width, bottom=base, color=colors[index], label=method)
+        axis.bar(
+            x, heights, 0.92 * width, bottom=base, color=colors[index], alpha=alphas[index],
+            label=method,
+        )  # fmt: skip
     axis.set(ylabel=ylabel, xticks=range(len(groups)))
     axis.set_xticklabels([group.replace("_", "\n") for group in groups], fontsize=9)
     axis.set_ylim(top=1.0 if max(max(v.values()) for v in scores.values()) <= 1 else None)
