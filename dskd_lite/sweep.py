@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ import tyro
 
 from dskd_lite.config import Config
 from dskd_lite.errors import InputError
-from dskd_lite.storage import unwritable
+from dskd_lite.storage import whole_file
 
 RESULTS = "results.jsonl"
 
@@ -97,20 +97,18 @@ def jobs(options: Sweep, parse: Callable[[list[str]], Config]) -> Iterator[Job]:
 
 
 def read_results(file: Path) -> list[dict[str, Any]]:
-    """Rows of a results file, one a run; empty if there is none. A torn last line is passed over.
+    """Rows of a results file, one a run; empty if there is none.
 
-    Raises InputError if another line is damaged.
+    Raises InputError if a line is damaged.
     """
     if not file.is_file():
         return []
-    lines = file.read_text(encoding="utf-8").splitlines()
     rows = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             rows.append(json.loads(line))
         except ValueError as error:
-            if number < len(lines):
-                raise InputError(f"{file} is damaged in line {number}: delete that line") from error
+            raise InputError(f"{file} is damaged in line {number}: delete that line") from error
     return rows
 
 
@@ -146,7 +144,7 @@ def run_sweep(
                     say(f"failed: {failed[-1]}")
                     continue
                 rows[job.key] = future.result()
-                _append(file, rows[job.key])
+                _write(file, rows.values())
                 say(f"done: {job.key} ({len(rows)} of {len(planned)})")
         if cluster is not None:
             cluster.close()
@@ -170,15 +168,9 @@ def run_job(job: Job, threads: int) -> dict[str, Any]:
     return row | {name: report[name] for name in names}
 
 
-def _append(file: Path, row: dict[str, Any]) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        content = file.read_bytes() if file.is_file() else b""
-        torn = b"" if not content or content.endswith(b"\n") else b"\n"
-        with file.open("ab") as out:
-            out.write(torn + json.dumps(row).encode() + b"\n")
-    except OSError as error:
-        raise unwritable(file, error) from error
+def _write(file: Path, rows: Iterable[dict[str, Any]]) -> None:
+    with whole_file(file) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

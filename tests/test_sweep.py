@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import json
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dskd_lite import experiment
+from dskd_lite.cli import _parse, main
+from dskd_lite.config import Config
+from dskd_lite.errors import InputError
+from dskd_lite.sweep import RESULTS, Job, Sweep, jobs, read_results, run_sweep, summary
+
+Make = Callable[..., Path]
+FAST = "--batch-size 4 --fusion-epochs 1 --smoothing-sigma 1 --octaves 0 2"
+
+
+def _options(root: Path, out: Path, **changes: object) -> Sweep:
+    settings = {
+        "data": (root,), "out": out, "teachers": ("offline=random",), "image_sizes": (32,),
+        "seeds": (0, 1), "epochs": 1, "variants": (FAST,),
+    }  # fmt: skip
+    return Sweep(**settings | changes)
+
+
+def _plan(options: Sweep) -> list[Job]:
+    return list(jobs(options, lambda arguments: _parse("train", Config, arguments)))
+
+
+def test_jobs_are_the_product_of_the_lists(make_category: Make, tmp_path: Path) -> None:
+    make_category("data/a")
+    make_category("data/b")
+    options = _options(
+        tmp_path / "data", tmp_path / "out", methods=("dskd", "rd4ad"), image_sizes=(32, 64),
+        variants=("", "--no-skip --loss flattened"), teachers=("offline=random", "resnet18"),
+    )  # fmt: skip
+    planned = _plan(options)
+    assert len(planned) == len({job.key for job in planned}) == 2 * 2 * 2 * 2 * 2 * 2
+    one = next(j for j in planned if j.key == "b_rd4ad_resnet18_64_e1_no-skip_loss_flattened_s1")
+    assert (one.config.method, one.config.teacher, one.config.image_size) == (
+        "rd4ad",
+        "resnet18",
+        64,
+    )
+    assert (one.config.skip, one.config.loss, one.config.seed) == (False, "flattened", 1)
+    assert one.config.data == (tmp_path / "data" / "b").resolve()
+
+
+def test_a_sweep_gives_what_single_runs_give_and_goes_on_where_it_stopped(
+    make_category: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, out = make_category(), tmp_path / "sweep"
+    options = _options(root, out)
+    planned = _plan(options)
+    said: list[str] = []
+    rows = run_sweep(planned, options, said.append)
+    assert [row["key"] for row in rows] == [job.key for job in planned]
+    alone = experiment.run(planned[1].config.__class__(**vars(planned[1].config) | {
+        "out": tmp_path / "alone"}))  # fmt: skip
+    assert rows[1]["scores"] == alone["scores"]
+
+    file = out / RESULTS
+    file.write_text(file.read_text().splitlines(keepends=True)[0])  # as if stopped after one run
+    said.clear()
+    again = run_sweep(planned, options, said.append)
+    assert said[0] == "2 runs, 1 done before" and len(said) == 2
+    assert [r["scores"] for r in again] == [r["scores"] for r in rows]
+    monkeypatch.setattr("distributed.Client", lambda *a, **k: pytest.fail("nothing was left to do"))
+    assert len(run_sweep(planned, options)) == 2
+
+
+def test_a_job_that_fails_is_named_and_the_others_are_kept(
+    make_category: Make, tmp_path: Path
+) -> None:
+    good, bad = make_category("good"), make_category("bad")
+    options = _options(good, tmp_path / "sweep", data=(good, bad), seeds=(0,))
+    planned = _plan(options)
+    (bad / "train" / "good" / "000.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"1 runs failed.*bad_dskd.*000\.png cannot be read"):
+        run_sweep(planned, options)
+    assert [row["category"] for row in read_results(tmp_path / "sweep" / RESULTS)] == ["good"]
+
+
+def test_a_killed_worker_costs_only_its_job(make_category: Make, tmp_path: Path) -> None:
+    import psutil
+
+    options = _options(make_category(), tmp_path / "sweep")
+    killed: list[int] = []
+
+    def kill_one_worker() -> None:
+        deadline = time.monotonic() + 60
+        while not killed and time.monotonic() < deadline:
+            time.sleep(0.2)
+            for child in psutil.Process().children(recursive=True):
+                if "spawn_main" in " ".join(child.cmdline()) and child.cpu_times().user > 1.5:
+                    killed.append(child.pid)
+                    child.kill()
+                    return
+
+    killer = threading.Thread(target=kill_one_worker)
+    killer.start()
+    rows = run_sweep(_plan(options), options)
+    killer.join()
+    assert killed
+    assert [row["key"][-2:] for row in rows] == ["s0", "s1"]
+
+
+def test_summary_is_mean_and_standard_deviation_over_seeds() -> None:
+    values = {"image_auroc": [0.8, 0.9, 0.7], "pixel_auroc": [0.5, 0.5, 0.5]}
+    rows = [
+        {
+            "key": f"screw_dskd_x_s{seed}",
+            "category": "screw",
+            "scores": {"fused": {m: v[seed] for m, v in values.items()} | {"aupro": None}},
+        }
+        for seed in range(3)
+    ]
+    (entry,) = summary(rows)
+    assert (entry["setting"], entry["map"], entry["seeds"]) == ("screw_dskd_x", "fused", 3)
+    assert entry["image_auroc"] == pytest.approx((80.0, 100 * statistics.stdev([0.8, 0.9, 0.7])))
+    assert entry["pixel_auroc"] == pytest.approx((50.0, 0.0))
+    assert entry["aupro"] is None
+
+
+def test_damaged_results_are_named(tmp_path: Path) -> None:
+    file = tmp_path / RESULTS
+    file.write_text('{"key": "a"}\nnonsense\n' + json.dumps({"key": "b"}) + "\n")
+    with pytest.raises(InputError, match="damaged in line 2"):
+        read_results(file)
+
+
+def test_two_categories_of_one_name_are_refused(
+    make_category: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = make_category("x/part"), make_category("y/part")
+    assert main(["sweep", str(first), str(second), "--out", str(tmp_path / "s")]) == 2
+    assert "two runs of the sweep are called part_" in capsys.readouterr().err
