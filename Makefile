@@ -9,7 +9,7 @@ demo: $(STAMP)  ## train and evaluate on the embedded benchmark; see runs/demo/r
 	$(BIN)/dskd train data/procedural --preset demo --out runs/demo
 
 test: $(STAMP)  ## package tests, notebooks, the book with warnings as errors
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest -n auto --dist loadfile tests
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 \
 		--nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
 

@@ -58,16 +58,18 @@ class ReverseBlock(nn.Module):
     The skip connection is a 3x3 and a 7x7 convolution of E_t with stride 2, C_t to C_t channels
     each, so that together they have the channels and the size of D^{t+1}. The gate lets D^{t+1}
     weigh it; a 1x1 convolution of both brings C_t channels to a residual block that doubles the
-    size. Without ``skip`` the gate weighs D^{t+1} itself, which then goes on alone.
+    size. Without ``skip`` the gate weighs D^{t+1} itself, which then goes on alone. The three
+    convolutions are bare, as Eq. (2) writes them: with batch norm and ReLU behind each, the student
+    rebuilt defects too and found fewer (book/faithfulness.md).
     """
 
     def __init__(self, arch: Architecture, stage: int, skip: bool, attention: bool) -> None:
         super().__init__()
         channels, above = arch.channels[stage - 1], arch.channels[stage]
-        self.conv3 = conv_block(channels, channels, kernel_size=3, stride=2) if skip else None
-        self.conv7 = conv_block(channels, channels, kernel_size=7, stride=2) if skip else None
+        self.conv3 = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if skip else None
+        self.conv7 = nn.Conv2d(channels, channels, 7, stride=2, padding=3) if skip else None
         self.attention = SkipAttention(above, hidden=channels) if attention else None
-        self.merge = conv_block(2 * above if skip else above, channels, kernel_size=1)
+        self.merge = nn.Conv2d(2 * above if skip else above, channels, 1)
         self.decoder = decoder_stage(arch, stage, inputs=channels)
 
     def forward(self, above: Tensor, teacher_feature: Tensor) -> Tensor:
