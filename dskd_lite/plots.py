@@ -178,7 +178,7 @@ def perlin_lattice(angles: np.ndarray, noise: np.ndarray) -> Figure:
     y, x = np.mgrid[: cells + 1, : cells + 1]
     axis.quiver(
         x * width / cells - 0.5, y * height / cells - 0.5, np.cos(angles), np.sin(angles),
-        angles="xy", scale=1.6 * (cells + 1), width=0.008, pivot="tail", clip_on=False,
+        angles="xy", scale=1.6 * (cells + 1), width=0.008, pivot="tail",
     )  # fmt: skip
     lines = np.arange(cells + 1) * width / cells - 0.5
     axis.set(xticks=lines, yticks=lines, xticklabels=[], yticklabels=[])
