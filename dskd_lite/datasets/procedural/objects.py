@@ -34,59 +34,59 @@ def _lay(ground: Surface, item: Surface, coverage: Array, lift: int) -> Surface:
     return ground
 
 
-TEETH, HOLES = 16, 5
+TEETH, HOLES = 12, 5
 
 
 def gear(draws: Draws, defect: Defect | None) -> Surface:
-    """A steel gear in any rotation on a dark mat: teeth, five round windows, a bore with keyway."""
-    pose = Pose.draw(draws, turns=0.5, shift=3.0, scale=0.03)
+    """A steel gear on a dark mat: twelve teeth, five round windows, a bore with a keyway."""
+    pose = Pose.draw(draws, turns=0.025, shift=2.5, scale=0.02)
     u, v = pose.to_item()
     r, turn = radius(u, v), angle(u, v)
-    lengths = 7.4 + 0.4 * draws.array(TEETH)
+    lengths = 9.8 + 0.4 * draws.array(TEETH)
     bends = 0.4 * (draws.array(TEETH) - 0.5)
-    sizes = np.zeros(HOLES) + 7.6
+    sizes = np.zeros(HOLES) + 8.0
     if defect and defect.kind == "missing_tooth":
-        lengths[defect.draws.integer(TEETH)] *= defect.between(0.0, 0.72)
+        lengths[defect.draws.integer(TEETH)] *= defect.between(0.0, 0.70)
     if defect and defect.kind == "bent_tooth":
-        bends[defect.draws.integer(TEETH)] += defect.draws.sign() * defect.between(4.0, 1.2)
+        bends[defect.draws.integer(TEETH)] += defect.draws.sign() * defect.between(6.0, 2.2)
     if defect and defect.kind == "blocked_hole":
-        sizes[defect.draws.integer(HOLES)] *= defect.between(0.0, 0.82)
+        sizes[defect.draws.integer(HOLES)] *= defect.between(0.0, 0.75)
 
     sector = np.floor(turn * TEETH)
     tooth = sector.astype(np.int64) % TEETH
-    rise = r - 42.0
-    leaning = bends[tooth] * clamp(rise / 8.0)
+    rise = r - 44.0
+    leaning = bends[tooth] * clamp(rise / 10.0)
     sideways = np.abs((turn * TEETH - sector - 0.5) * (6.2832 / TEETH) * r + leaning)
-    outline = np.maximum(sideways - (5.6 - 0.34 * rise), rise - lengths[tooth])
+    outline = np.maximum(sideways - (7.6 - 0.30 * rise), rise - lengths[tooth])
     outline = np.minimum(outline, rise)
     for k in range(HOLES):
         c, s = direction(k / HOLES)
-        outline = np.maximum(outline, sizes[k] - radius(u - 28.5 * c, v - 28.5 * s))
+        outline = np.maximum(outline, sizes[k] - radius(u - 29.0 * c, v - 29.0 * s))
     outline = np.maximum(outline, 9.5 - r)
     outline = np.maximum(outline, -box(u, v + 10.0, 2.6, 3.4))
 
     steel = Surface.plain(draws.colour((0.52, 0.53, 0.55), 0.06), gloss=0.20)
     lathe = noise_at(draws, r / 1.1, np.abs(turn - 0.5) * 12)  # folded: no seam at 0
     gleam = sine(turn * 2 + draws.uniform(0, 1))
-    steel.tint(0.10 * lathe + 0.05 * noise(draws, 30.0) + 0.12 * gleam)
+    steel.tint(0.07 * lathe + 0.05 * noise(draws, 30.0) + 0.12 * gleam)
     steel.height = 1.6 * clamp(-outline / 2.2) + 0.10 * lathe
     steel.height += 1.6 * smoothstep(17.5, 15.5, r) - 1.2 * smoothstep(17.0, 19.0, r)
-    steel.height += 1.2 * smoothstep(38.0, 40.0, r)
+    steel.height += 1.2 * smoothstep(39.0, 41.0, r)
     if defect and defect.kind == "scratch":
         spin = direction(defect.draws.uniform(0, 1))
         middle = pose.to_image(30.0 * spin[0], 30.0 * spin[1])
-        points = defect.path(middle, defect.between(52, 20), 3, 0.015)
-        bare = defect.draws.sign() * defect.between(0.35, 0.16)
-        scratch(steel, points, defect.between(2.0, 1.2), defect.between(0.8, 0.25), bare)
+        points = defect.path(middle, defect.between(60, 26), 3, 0.015)
+        bare = defect.draws.sign() * defect.between(0.45, 0.25)
+        scratch(steel, points, defect.between(2.4, 1.6), defect.between(0.9, 0.35), bare)
 
     mat = Surface.plain(draws.colour((0.27, 0.29, 0.30), 0.08))
-    mat.tint(0.10 * fractal(draws, 2.2, 2) + 0.06 * noise(draws, 40.0))
-    mat.height += 0.25 * fractal(draws, 2.0, 1)
+    mat.tint(0.06 * fractal(draws, 2.2, 2) + 0.05 * noise(draws, 40.0))
+    mat.height += 0.12 * noise(draws, 2.0)
     return _lay(mat, steel, inside(outline), lift=3)
 
 
-PINS = 8  # on each of two sides
-PITCH = 8.4
+PINS = 6  # on each of two sides
+PITCH = 11.2
 # dot-matrix letters, 3 x 5, rows from the top, as three bits each
 FONT = {
     "D": (6, 5, 5, 5, 6), "S": (7, 4, 7, 1, 7), "K": (5, 5, 6, 5, 5), "0": (7, 5, 5, 5, 7),
@@ -97,8 +97,8 @@ FONT = {
 
 
 def chip(draws: Draws, defect: Defect | None) -> Surface:
-    """A black package with 16 pins on a green board; its name is fixed, its lot number is not."""
-    pose = Pose.draw(draws, turns=0.012, shift=3.0, scale=0.02)
+    """A black package with 12 pins on a green board; its name is fixed, its lot number is not."""
+    pose = Pose.draw(draws, turns=0.009, shift=2.0, scale=0.015)
     u, v = pose.to_item()
     board = Surface.plain(draws.colour((0.10, 0.33, 0.20), 0.08), gloss=0.06)
     board.tint(0.06 * fractal(draws, 3.0, 2) + 0.05 * noise(draws, 40.0))
@@ -109,20 +109,20 @@ def chip(draws: Draws, defect: Defect | None) -> Surface:
     pin = number + PINS * (v > 0)
     out = np.abs(v) - 25.0  # distance from the package's side
     sideways = (position - number - 0.5) * PITCH
-    bends = 0.5 * (draws.array(2 * PINS) - 0.5)
-    lengths = 15.0 + 0.6 * draws.array(2 * PINS)
+    bends = 0.4 * (draws.array(2 * PINS) - 0.5)
+    lengths = 17.0 + 0.6 * draws.array(2 * PINS)
     if defect and defect.kind == "bent_pin":
-        bends[defect.draws.integer(2 * PINS)] = defect.draws.sign() * defect.between(5.5, 1.6)
+        bends[defect.draws.integer(2 * PINS)] = defect.draws.sign() * defect.between(8.0, 3.6)
     if defect and defect.kind == "missing_pin":
-        lengths[defect.draws.integer(2 * PINS)] = defect.between(0.0, 10.5)
+        lengths[defect.draws.integer(2 * PINS)] = defect.between(0.0, 8.0)
 
-    trace = np.maximum(box(sideways, out - 40.0, 0.9, 40.0), -out)
+    trace = np.maximum(box(sideways, out - 40.0, 1.2, 40.0), -out)
     board.paint(inside(trace) * 0.55, (0.20, 0.46, 0.30))
     board.height += 0.4 * inside(trace)
-    pad = box(sideways, out - 13.0, 2.9, 6.0)
-    _coat(board, inside(pad), (0.66, 0.62, 0.50), 0.5, 0.25)
-    leaning = bends[pin] * clamp(out / 14.0)
-    lead = box(sideways - leaning, out - lengths[pin] / 2, 1.9, lengths[pin] / 2)
+    pad = box(sideways, out - 14.0, 3.9, 6.5)
+    _coat(board, inside(pad), (0.66, 0.42, 0.24), 0.5, 0.15)
+    leaning = bends[pin] * clamp(out / 16.0)
+    lead = box(sideways - leaning, out - lengths[pin] / 2, 2.5, lengths[pin] / 2)
     metal = inside(lead)
     shadow = box_blur(shifted(metal, 2, 2), 1)
     board.tint(-0.55 * shadow * (1.0 - metal))
@@ -136,7 +136,7 @@ def chip(draws: Draws, defect: Defect | None) -> Surface:
     if defect and defect.kind == "solder_bridge":
         k, side = defect.draws.integer(PINS - 1) + 1, defect.draws.sign()
         place = pose.to_image((k - PINS / 2) * PITCH, side * (25.0 + defect.draws.uniform(7, 13)))
-        size = defect.between(5.5, 2.0)
+        size = defect.between(6.5, 3.4)
         distance = defect.blob(place, size, rough=0.25)
         _coat(board, inside(distance), (0.66, 0.66, 0.68), 2.2 * clamp(-distance / size), 0.35)
 
@@ -148,12 +148,12 @@ def chip(draws: Draws, defect: Defect | None) -> Surface:
     body.height -= 0.9 * smoothstep(0.8, -0.8, dimple)
     lot = "".join(str(draws.integer(10)) for _ in range(4))
     ink = draws.uniform(0.72, 0.84)
-    print_ = np.maximum(_text("DSKD-16", u, v + 8.0, 2.1), _text(lot, u, v - 7.0, 1.8))
+    print_ = np.maximum(_text("DSKD-12", u, v + 8.0, 2.1), _text(lot, u, v - 7.0, 1.8))
     print_ = print_ * (0.92 + 0.08 * noise(draws, 2.0))
     if defect and defect.kind == "misprint":
         place = pose.to_image(defect.draws.uniform(-22, 22), -8.0)
-        worn = smoothstep(1.0, -1.0, defect.blob(place, defect.between(17, 5), rough=0.3))
-        print_ = print_ * (1.0 - worn * defect.between(1.0, 0.55))
+        worn = smoothstep(1.0, -1.0, defect.blob(place, defect.between(18, 6.5), rough=0.3))
+        print_ = print_ * (1.0 - worn * defect.between(1.0, 0.7))
     body.paint(print_ * ink, (0.86, 0.86, 0.82))
     return _lay(board, body, inside(edge), lift=3)
 

@@ -184,7 +184,7 @@ class Camera:
         tilt_x, tilt_y = c + draws.uniform(-1, 1), s + draws.uniform(-1, 1)
         level = draws.uniform(0.94, 1.06)
         exposure = (level * draws.uniform(0.985, 1.015), level, level * draws.uniform(0.98, 1.02))
-        blur = draws.uniform(0.05, 0.6)
+        blur = draws.uniform(0.2, 0.5)
         speckle = draws.array(5, SIZE, SIZE) - 0.5
         return cls(
             light=(low * c, low * s, float(np.sqrt(1.0 - low * low))),

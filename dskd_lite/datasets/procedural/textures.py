@@ -33,34 +33,34 @@ THREADS = 64  # more than cross the image; the properties of threads repeat afte
 
 def fabric(draws: Draws, defect: Defect | None) -> Surface:
     """Plain weave: blue warp threads (running down) over and under grey weft threads."""
-    u, v = Pose.draw(draws, turns=0.02, shift=8.0, scale=0.05).to_item()
-    u = (u + 1.0 * noise(draws, 30.0)) / 7.0
-    v = (v + 1.0 * noise(draws, 30.0)) / 7.0
+    u, v = Pose.draw(draws, turns=0.015, shift=8.0, scale=0.03).to_item()
+    u = (u + 0.8 * noise(draws, 30.0)) / 8.0
+    v = (v + 0.8 * noise(draws, 30.0)) / 8.0
     column, row = np.floor(u), np.floor(v)
     across, down = u - column - 0.5, v - row - 0.5  # position within a crossing, -0.5 .. 0.5
     i, j = column.astype(np.int64) % THREADS, row.astype(np.int64) % THREADS
-    warp_width, weft_width = 0.40 + 0.08 * draws.array(2, THREADS)
-    warp_tone, weft_tone = 0.90 + 0.20 * draws.array(2, THREADS)
-    warp_colour = draws.colour((0.45, 0.52, 0.63), 0.06)
-    weft_colour = draws.colour((0.66, 0.68, 0.69), 0.06)
+    warp_width, weft_width = 0.43 + 0.05 * draws.array(2, THREADS)
+    warp_tone, weft_tone = 0.94 + 0.12 * draws.array(2, THREADS)
+    warp_colour = draws.colour((0.44, 0.51, 0.62), 0.04)
+    weft_colour = draws.colour((0.60, 0.64, 0.68), 0.04)
     fibre = noise(draws, 1.3)
 
     warp_above = 1.0 - 2.0 * ((i + j) & 1)
     if defect and defect.kind == "misweave":
         place = defect.place(28)
-        columns, rows = defect.between(1.9, 0.0), defect.between(4.9, 0.9)
+        columns, rows = defect.between(2.9, 0.0), defect.between(6.9, 1.0)
         slipped = np.abs(column - _at(column, place)) <= columns
         slipped &= np.abs(row - _at(row, place)) <= rows
-        # the warp floats on top through the whole patch instead of diving under each second weft
-        warp_above = np.where(slipped, 1.0, warp_above)
+        # the warp floats, loose, over the whole patch instead of diving under each second weft
+        warp_above = np.where(slipped, 1.5, warp_above)
     warp = _thread(across, warp_width[i]) + 0.75 * warp_above * (1.0 - 4.0 * down * down)
     weft = _thread(down, weft_width[j]) - 0.75 * warp_above * (1.0 - 4.0 * across * across)
     if defect and defect.kind == "broken_thread":
         place = defect.place(24)
         run = Y - place[1] + 1.5 * noise(defect.draws, 3.0)
-        broken = (column == _at(column, place)) & (np.abs(run) < defect.between(44, 9) / 2)
+        broken = (column == _at(column, place)) & (np.abs(run) < defect.between(56, 14) / 2)
         # nothing lifts the weft any more, and the ground shows between its threads
-        warp, weft = np.where(broken, -2.5, warp), np.where(broken, weft - 0.7, weft)
+        warp, weft = np.where(broken, -2.5, warp), np.where(broken, weft - 1.2, weft)
     cut = np.zeros_like(u)
     if defect and defect.kind == "hole":
         distance = defect.blob(defect.place(22), defect.between(11, 2.2), rough=0.4)
@@ -81,8 +81,8 @@ def fabric(draws: Draws, defect: Defect | None) -> Surface:
     surface.paint(cut, (0.07, 0.06, 0.06))
     surface.height = 0.8 * relief
     if defect and defect.kind == "stain":
-        distance = defect.blob(defect.place(26), defect.between(18, 7), rough=0.3)
-        stain(surface, defect.draws, distance, defect.between(0.50, 0.12), (0.55, 0.75, 1.0))
+        distance = defect.blob(defect.place(26), defect.between(20, 9), rough=0.3)
+        stain(surface, defect.draws, distance, defect.between(0.65, 0.25), (0.55, 0.75, 1.0))
     return surface
 
 
@@ -138,19 +138,19 @@ def metal(draws: Draws, defect: Defect | None) -> Surface:
     return surface
 
 
-STONES = ((0.88, 0.85, 0.78), (0.72, 0.66, 0.57), (0.50, 0.47, 0.44), (0.66, 0.44, 0.34),
-          (0.31, 0.30, 0.31), (0.80, 0.74, 0.60))  # fmt: skip
+STONES = ((0.80, 0.78, 0.74), (0.70, 0.66, 0.60), (0.60, 0.58, 0.55), (0.68, 0.58, 0.52),
+          (0.55, 0.54, 0.54), (0.76, 0.72, 0.63))  # fmt: skip
 GLASS = ((0.20, 0.48, 0.55), (0.33, 0.52, 0.24), (0.58, 0.56, 0.16))
 
 
 def terrazzo(draws: Draws, defect: Defect | None) -> Surface:
     """Stone chips of several colours and two sizes, ground flat in grey cement."""
-    surface = Surface.plain(draws.colour((0.74, 0.73, 0.70), 0.05), gloss=0.05)
+    surface = Surface.plain(draws.colour((0.70, 0.69, 0.66), 0.04), gloss=0.05)
     surface.tint(0.05 * fractal(draws, 3.0, 2) + 0.03 * noise(draws, 40.0))
-    mottle = 1.0 + 0.06 * fractal(draws, 2.5, 2)
-    for pitch, share in ((7.0, 0.45), (17.0, 0.62)):
+    mottle = 1.0 + 0.04 * fractal(draws, 2.5, 2)
+    for pitch, share in ((6.0, 0.5), (12.0, 0.6)):
         distance, owner = _chips(draws, pitch, share)
-        tones = 0.88 + 0.24 * draws.array(CHIPS * CHIPS)
+        tones = 0.94 + 0.12 * draws.array(CHIPS * CHIPS)
         stones = (draws.array(CHIPS * CHIPS) * len(STONES)).astype(np.int64)
         coverage, tone = inside(distance), tones[owner] * mottle
         colours = np.array(STONES).T[:, stones]
@@ -186,7 +186,7 @@ def terrazzo(draws: Draws, defect: Defect | None) -> Surface:
     return surface
 
 
-CHIPS = 24  # cells each way in the table of chips, enough for the finest pitch
+CHIPS = 26  # cells each way in the table of chips, enough for the finest pitch
 
 
 def _chips(draws: Draws, pitch: float, share: float) -> tuple[Array, Integers]:
