@@ -163,7 +163,9 @@ _PAGE = """<!doctype html>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto;
   padding: 0 1rem; }}
 img {{ max-width: 100%; height: auto; border-radius: 6px; background: white; }}
-.row {{ display: flex; flex-wrap: wrap; gap: .5rem; }} .row img {{ flex: 1 1 300px; min-width: 0; }}
+.row {{ display: flex; flex-wrap: wrap; gap: .5rem;
+  align-items: flex-start; }}
+.row img {{ flex: 1 1 300px; min-width: 0; }}
 table {{ border-collapse: collapse; margin: .5rem 0 1rem; display: block; overflow-x: auto; }}
 th, td {{ padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #8885; }}
 th:first-child {{ text-align: left; }}
