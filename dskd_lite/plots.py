@@ -289,8 +289,9 @@ def fusion_mix(
 
 def _other_colors(lines: Mapping[str, np.ndarray]) -> list[str]:
     """Roles in their own colour, the others in turn."""
-    spare = iter(PLAIN_COLORS)
     known = {**ROLE_COLORS, "normal": NORMAL, "defects": DEFECTIVE}
+    taken = {known[name] for name in lines if name in known}
+    spare = iter([color for color in PLAIN_COLORS if color not in taken])
     return [known[name] if name in known else next(spare) for name in lines]
 
 
