@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ def trained_detector(
     options = {"teacher": "offline", "epochs": epochs, "image_size": image_size, **options}
     config = Config(data=Path(name), **options)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    saved = folder() / "detectors" / f"{name}-{_fingerprint(name, fusion, options)}"
+    saved = folder() / "detectors" / f"{name}-{_fingerprint(name, fusion, asdict(config))}"
     if saved.is_dir():
         print(f"{name}: the detector trained before is read again")
         return DSKD.load(saved).to(accelerator.device)
