@@ -46,15 +46,13 @@ class Config:
     smoothing_sigma: float = 4.0
     """Gaussian filter on the score maps, in pixels."""
     fusion: Literal["recommended", "paper"] = "recommended"
-    """Recommended: weights of one sign on maps divided by their normal mean; paper: raw maps, free
-    weights (with --octaves 0 5 as close to the paper as its text allows)."""
-    fusion_epochs: int = 40
+    """Recommended: weights of one sign on maps divided by their normal mean; paper: raw, free."""
+    fusion_epochs: int = 20
     """Passes over the noised images that train the six fusion weights."""
     opacity: tuple[float, float] = (0.15, 1.0)
     """Range of the noise's opacity."""
-    octaves: tuple[int, int] = (0, 3)
-    """Perlin frequencies are 2^k cells per image, k from this range: 0 3 gives patches as large as
-    defects, 0 5 (as in DeSTSeg, which the paper cites) also specks of a few pixels."""
+    octaves: tuple[int, int] = (0, 5)
+    """Perlin frequencies are 2^k cells per image, k from this range; small k makes large blobs."""
     holdout: float = 0.1
     """Share of the normal images kept from the students, for map scales and thresholds."""
     false_positive_rate: float = 0.05
