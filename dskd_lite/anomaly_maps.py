@@ -14,7 +14,14 @@ LossForm = Literal["per-position", "flattened"]
 
 
 def cosine_distance(teacher_features: Tensor, student_features: Tensor) -> Tensor:
-    """Cosine distance at each position, Eq. (1): (B, C, h, w) twice gives (B, h, w) in [0, 2]."""
+    """Cosine distance at each position, Eq. (1): (B, C, h, w) twice gives (B, h, w) in [0, 2].
+
+    Computed in float32 at least: near 1 the steps of bf16 are as large as the distances.
+    """
+    if teacher_features.dtype in (torch.float16, torch.bfloat16):
+        teacher_features = teacher_features.float()
+    if student_features.dtype in (torch.float16, torch.bfloat16):
+        student_features = student_features.float()
     return 1 - F.cosine_similarity(teacher_features, student_features, dim=1)
 
 

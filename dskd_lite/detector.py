@@ -55,6 +55,9 @@ class DistillationDetector(nn.Module):
     size or a sigma that does not fit.
     """
 
+    stages_read = 4
+    """How many of the teacher's features the students and the maps read."""
+
     def __init__(self, teacher: Teacher, **options: Any) -> None:
         super().__init__()
         check_geometry(options["image_size"], options["smoothing_sigma"])

@@ -14,12 +14,14 @@ from accelerate import Accelerator
 from safetensors import safe_open
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import Adam
 
 from dskd_lite.anomaly_maps import COMPARED_STAGES, LossForm, distillation_loss
 from dskd_lite.detector import DSKD, DistillationDetector
 from dskd_lite.errors import InputError
 from dskd_lite.fusion import dice_loss
+from dskd_lite.parallel import share_of, synchronise_batch_norm
 from dskd_lite.seeding import FUSION, HOLDOUT, ORDER, generator
 from dskd_lite.storage import save_tensors, whole_file
 from dskd_lite.students import ForwardStudent
@@ -30,6 +32,8 @@ ADAM_BETAS = (0.5, 0.999)
 # the median norm threw the reverse student back by ten epochs. Under this norm nothing changes.
 MAX_GRADIENT_NORM = 0.1
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
+# Normal images are not augmented, so the teacher says the same about them in every epoch.
+MAX_CACHED_FEATURES = 2 * 1024**3  # bytes
 
 
 @dataclass(frozen=True)
@@ -88,66 +92,125 @@ def train_students(
 
     The order of the images depends on the seed and the epoch alone. With a ``checkpoint`` path the
     state is saved once a minute, on Ctrl-C and at the end, and ``resume`` continues from it to the
-    same weights as a run that was never stopped.
+    same weights as a run that was never stopped. The teacher's features are computed once and kept
+    on the device if they take no more than 2 GiB. Several processes (``accelerate launch``) share
+    each batch and reach the weights of a single one, up to rounding.
 
-    Raises InputError if the loss is not finite (the last checkpoint stays), or the checkpoint
-    cannot be written or belongs to another run.
+    Raises InputError if the loss is not finite (the last checkpoint stays), the checkpoint cannot
+    be written or belongs to another run, or a batch has fewer images than there are processes.
     """
     accelerator = accelerator or Accelerator(cpu=True)
-    detector.to(accelerator.device).train()
+    main, rank, processes = (
+        accelerator.is_main_process, accelerator.process_index, accelerator.num_processes,
+    )  # fmt: skip
+    detector.to(accelerator.device, memory_format=torch.channels_last).train()
     students = torch.nn.ModuleList(detector.students)
+    if processes > 1:
+        synchronise_batch_norm(students)
     parameters = [p for p in students.parameters() if p.requires_grad]
-    optimizer = Adam(parameters, lr=learning_rate, betas=ADAM_BETAS)
+    optimizer = Adam(parameters, lr=learning_rate, betas=ADAM_BETAS, fused=True)
     *prepared, optimizer = accelerator.prepare(*students, optimizer)
     steps_per_epoch = -(-len(images) // batch_size)
     steps = epochs * steps_per_epoch
+    if len(images) // steps_per_epoch < processes:
+        raise InputError(
+            f"{processes} processes cannot share batches of {len(images) // steps_per_epoch} "
+            "images: raise --batch-size, or start fewer processes"
+        )
     run = {"images": len(images), "batch_size": batch_size, "seed": seed, "loss": loss,
            "learning_rate": learning_rate}  # fmt: skip
     done = 0
     if resume and checkpoint is not None and checkpoint.is_file():
         done = _load_checkpoint(checkpoint, run, students, optimizer)
+
+    def save() -> None:
+        if checkpoint is not None and main:
+            _save_checkpoint(checkpoint, run, done, students, optimizer)
+
+    features = _cached_features(detector, images, batch_size, accelerator) if epochs > 1 else None
     saved_at = monotonic()
     try:
         while done < steps:
             epoch, step = divmod(done, steps_per_epoch)
             order = torch.randperm(len(images), generator=generator(seed, ORDER, epoch)).numpy()
             chosen = np.array_split(order, steps_per_epoch)[step]  # no small rest: batch norm
-            batch = images[np.sort(chosen)]
-            normal = to_tensor(batch, accelerator.device)
-            teacher_features = detector.teacher(normal)
+            own = np.sort(share_of(chosen, rank, processes))
+            normal = _images_last(images[own], accelerator.device)
+            if features is None:
+                with accelerator.autocast():
+                    teacher_features = detector.teacher(normal, detector.stages_read)
+            else:
+                teacher_features = [stage[own] for stage in features]
             compared = teacher_features[:COMPARED_STAGES]
             value = normal.new_zeros(())
             for student, run_student in zip(students, prepared, strict=True):
                 given = normal if isinstance(student, ForwardStudent) else teacher_features
                 value = value + distillation_loss(compared, run_student(given), loss)
-            if not torch.isfinite(value):
+            # Processes average their gradients, so each counts by its share of the batch.
+            value = value * (len(own) * processes / len(chosen))
+            whole = accelerator.reduce(value.detach(), "mean")
+            if not torch.isfinite(whole):
                 kept = f"the last checkpoint is kept in {checkpoint}; " if checkpoint else ""
                 raise InputError(
-                    f"the loss became {value.item()} in epoch {epoch + 1}, step {step + 1} of "
+                    f"the loss became {whole.item()} in epoch {epoch + 1}, step {step + 1} of "
                     f"{steps_per_epoch}: {kept}try a lower --learning-rate, or --precision fp32"
                 )
             optimizer.zero_grad(set_to_none=True)
             accelerator.backward(value)
-            for run_student in prepared:
-                accelerator.clip_grad_norm_(run_student.parameters(), MAX_GRADIENT_NORM)
+            accelerator.unscale_gradients()  # once: a second time in one step is an error
+            for student in students:
+                clip_grad_norm_(student.parameters(), MAX_GRADIENT_NORM)
             optimizer.step()
             done += 1
-            report(Step(epoch, done, steps, len(batch), epochs * len(images), value.item()))
-            if checkpoint is not None and monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
-                _save_checkpoint(checkpoint, run, done, students, optimizer)
+            report(Step(epoch, done, steps, len(chosen), epochs * len(images), whole.item()))
+            if monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
+                save()
                 saved_at = monotonic()
     except KeyboardInterrupt:
-        if checkpoint is not None:
-            _save_checkpoint(checkpoint, run, done, students, optimizer)
+        save()
         raise
-    if checkpoint is not None:
-        _save_checkpoint(checkpoint, run, done, students, optimizer)
-    settle_batch_norm(detector, images, batch_size)
+    save()
+    settle_batch_norm(detector, images, batch_size, rank, processes)
     detector.eval()
 
 
+def _images_last(images: np.ndarray, device: torch.device) -> Tensor:
+    """to_tensor in the memory order that convolutions are fastest in."""
+    return to_tensor(images, device).contiguous(memory_format=torch.channels_last)
+
+
 @torch.no_grad()
-def settle_batch_norm(detector: DistillationDetector, images: np.ndarray, batch_size: int) -> None:
+def _cached_features(
+    detector: DistillationDetector, images: np.ndarray, batch_size: int, accelerator: Accelerator
+) -> list[Tensor] | None:
+    """The teacher's features of all images, N first, on the device; None if they are too many."""
+    stages: list[Tensor] = []
+    for start in range(0, len(images), batch_size):
+        batch = _images_last(images[start : start + batch_size], accelerator.device)
+        with accelerator.autocast():
+            features = detector.teacher(batch, detector.stages_read)
+        if not stages:
+            size = sum(f[0].numel() * f.element_size() for f in features) * len(images)
+            if size > MAX_CACHED_FEATURES:
+                return None
+            stages = [
+                torch.empty((len(images), *f.shape[1:]), dtype=f.dtype, device=f.device,
+                            memory_format=torch.channels_last)
+                for f in features
+            ]  # fmt: skip
+        for stage, part in zip(stages, features, strict=True):
+            stage[start : start + len(part)] = part
+    return stages
+
+
+@torch.no_grad()
+def settle_batch_norm(
+    detector: DistillationDetector,
+    images: np.ndarray,
+    batch_size: int,
+    rank: int = 0,
+    processes: int = 1,
+) -> None:
     """Replace the students' running statistics by means over normal images, uint8 (N, H, W, 3).
 
     A running mean follows weights that a learning rate of 0.005 moves at every step, and lags: in
@@ -163,8 +226,9 @@ def settle_batch_norm(detector: DistillationDetector, images: np.ndarray, batch_
     detector.train()
     device = next(detector.parameters()).device
     for chosen in np.array_split(np.arange(len(images)), -(-len(images) // batch_size)):
-        normal = to_tensor(images[chosen], device)
-        features = detector.teacher(normal)
+        own = share_of(chosen, rank, processes)
+        normal = _images_last(images[own], device)
+        features = detector.teacher(normal, detector.stages_read)
         for student in detector.students:
             student(normal if isinstance(student, ForwardStudent) else features)
     for layer, momentum in zip(layers, momenta, strict=True):
@@ -204,6 +268,8 @@ def _load_checkpoint(
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             _, index, name = key.split(".")
+            if value.dim() == 4:  # fused Adam walks through both in the order of memory
+                value = value.contiguous(memory_format=torch.channels_last)
             state.setdefault(int(index), {})[name] = value
     full = optimizer.state_dict()
     optimizer.load_state_dict({"state": state, "param_groups": full["param_groups"]})

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from dskd_lite import training
-from dskd_lite.detector import DSKD
+from dskd_lite.baselines.rd4ad import RD4AD
+from dskd_lite.detector import DSKD, DistillationDetector
 from dskd_lite.errors import InputError
 from dskd_lite.seeding import generator
 from dskd_lite.synthetic_noise import SyntheticNoise
@@ -27,6 +28,17 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (10, 32, 32, 3)).astype(np.ui
 def _detector() -> DSKD:
     torch.manual_seed(0)
     return DSKD(Teacher("offline", "random"), 32, smoothing_sigma=1.0)
+
+
+def _two_alike(method: str) -> list[DistillationDetector]:
+    detectors: list[DistillationDetector] = []
+    for _ in range(2):
+        teacher = Teacher("offline")
+        torch.manual_seed(0)
+        detectors.append(
+            (DSKD if method == "dskd" else RD4AD)(teacher, 32, smoothing_sigma=1.0).double()
+        )
+    return detectors
 
 
 def _assert_same(first: DSKD, second: DSKD) -> None:
@@ -87,11 +99,43 @@ def test_every_epoch_sees_every_image_once_in_an_order_of_its_own(
 
     monkeypatch.setattr(training, "to_tensor", spy)
     train_students(_detector(), numbered, 2, batch_size=4)
-    first, second = seen[:3], seen[3:6]
+    first, second = seen[3:6], seen[6:9]  # seen[:3] went to the teacher once
     for epoch in (first, second):
         assert sorted(np.concatenate(epoch)) == list(range(10))
         assert [len(batch) for batch in epoch] == [4, 3, 3]
     assert first != second
+
+
+@pytest.mark.parametrize("method", ["dskd", "rd4ad"])
+def test_cached_features_and_memory_order_change_nothing_but_rounding(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against steps written out plainly: teacher each time, contiguous memory, plain Adam."""
+    monkeypatch.setattr(training, "to_tensor", lambda i, d="cpu": to_tensor(i, d).double())
+    fast, plain = _two_alike(method)
+    train_students(fast, IMAGES, 2, batch_size=5, seed=3)
+    plain.train()
+    students = torch.nn.ModuleList(plain.students)
+    parameters = [p for p in students.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=0.005, betas=(0.5, 0.999))
+    for epoch in range(2):
+        order = torch.randperm(10, generator=generator(3, training.ORDER, epoch))
+        for chosen in (order[:5], order[5:]):
+            batch = to_tensor(IMAGES[chosen.sort().values]).double()
+            features = plain.teacher(batch)
+            given = (batch, features) if method == "dskd" else (features,)
+            loss = sum(
+                training.distillation_loss(features[:3], student(x))
+                for student, x in zip(students, given, strict=True)
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            for student in students:
+                torch.nn.utils.clip_grad_norm_(student.parameters(), 0.1)
+            optimizer.step()
+    others = torch.nn.ModuleList(fast.students).parameters()
+    for (name, value), other in zip(students.named_parameters(), others, strict=True):
+        torch.testing.assert_close(other, value, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_batch_norm_ends_with_the_statistics_of_the_final_weights() -> None:

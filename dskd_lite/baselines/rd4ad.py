@@ -74,6 +74,8 @@ class RD4AD(DistillationDetector):
     Raises InputError for an image size or a sigma that does not fit.
     """
 
+    stages_read = COMPARED_STAGES
+
     def __init__(
         self,
         teacher: Teacher,

@@ -1,0 +1,50 @@
+"""Several processes that train as one: what each computes, and batch norm over all of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_reduce
+
+
+class SyncedBatchNorm(nn.BatchNorm2d):
+    """Batch norm (B, C, h, w) whose statistics in training are those of all processes' images.
+
+    Equal to ``BatchNorm2d`` over the concatenated batch, also for shares of different size; in eval
+    mode, or in a single process, it is ``BatchNorm2d``. torch's own ``SyncBatchNorm`` does not run
+    on a CPU, and a path that no test can run would be worse than a slower one.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not distributed.is_initialized():
+            return super().forward(x)
+        values = x.double()  # E[x^2] - E[x]^2 loses digits
+        count = values.new_tensor([x.numel() / x.shape[1]])
+        sums = torch.cat([values.sum((0, 2, 3)), (values * values).sum((0, 2, 3)), count])
+        total, squares, images = all_reduce(sums).split([x.shape[1], x.shape[1], 1])
+        mean = total / images
+        variance = squares / images - mean * mean
+        with torch.no_grad():
+            self._track(mean, variance * images / (images - 1))
+        scale = (variance + self.eps).rsqrt() * self.weight
+        shift = self.bias - mean * scale
+        return (values * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        self.num_batches_tracked += 1
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), share)
+
+
+def synchronise_batch_norm(module: nn.Module) -> None:
+    """Let every batch norm of a module see all processes' images; parameters stay the same ones."""
+    for layer in module.modules():
+        if type(layer) is nn.BatchNorm2d:
+            layer.__class__ = SyncedBatchNorm
+
+
+def share_of(indices: np.ndarray, rank: int, processes: int) -> np.ndarray:
+    """The part of a batch that one process computes; none is empty if there are enough images."""
+    return np.array_split(indices, processes)[rank]
