@@ -46,7 +46,10 @@ class Config:
     smoothing_sigma: float = 4.0
     """Gaussian filter on the score maps, in pixels."""
     fusion: Literal["recommended", "paper"] = "recommended"
-    """Recommended: weights of one sign on maps divided by their normal mean; paper: raw, free."""
+    """Recommended: weights of one sign on maps divided by their normal mean, pulled towards the
+    manual mix; paper: raw, free."""
+    fusion_pull: float = 0.2
+    """How strongly the recommended fusion is pulled towards the manual mix; 0 lets it go."""
     fusion_epochs: int = 20
     """Passes over the noised images that train the six fusion weights."""
     opacity: tuple[float, float] = (0.15, 1.0)

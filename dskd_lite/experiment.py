@@ -174,6 +174,7 @@ def _run_category(
                 config.fusion_epochs,
                 config.batch_size,
                 seed=config.seed,
+                pull=config.fusion_pull if config.fusion == "recommended" else 0.0,
                 report=display.steps("fusion"),
             )
         held_maps = score_images(detector, normal[held_out], config.batch_size, device)
@@ -241,6 +242,8 @@ def _check_numbers(config: Config) -> None:
         if getattr(config, name) < least:
             option = name.replace("_", "-")
             raise InputError(f"--{option} {getattr(config, name)} must be at least {least}")
+    if config.fusion_pull < 0:
+        raise InputError(f"--fusion-pull {config.fusion_pull} must be at least 0")
     if not 0 < config.false_positive_rate < 1:
         raise InputError(f"--false-positive-rate {config.false_positive_rate} must lie in (0, 1)")
 

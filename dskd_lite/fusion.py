@@ -23,6 +23,12 @@ def manual_fusion(score_maps: Tensor) -> Tensor:
     return (forward_map(score_maps) + 3 * reverse_map(score_maps)) / 4
 
 
+def manual_weights(input_scale: Tensor) -> Tensor:
+    """Weights (6,), sum 1, that make the manual mix of maps divided by ``input_scale`` (6,)."""
+    shares = input_scale.new_tensor([1.0] * STUDENT_MAPS + [3.0] * STUDENT_MAPS)
+    return shares * input_scale / (shares * input_scale).sum()
+
+
 def dice_loss(prediction: Tensor, mask: Tensor) -> Tensor:
     """Dice loss of Eq. (4), per image, then the mean: a scalar in [0, 1].
 

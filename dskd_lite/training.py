@@ -20,7 +20,7 @@ from torch.optim import Adam
 from dskd_lite.anomaly_maps import COMPARED_STAGES, LossForm, distillation_loss
 from dskd_lite.detector import DSKD, DistillationDetector
 from dskd_lite.errors import InputError
-from dskd_lite.fusion import dice_loss
+from dskd_lite.fusion import dice_loss, manual_weights
 from dskd_lite.parallel import share_of, synchronise_batch_norm
 from dskd_lite.seeding import FUSION, HOLDOUT, ORDER, generator
 from dskd_lite.storage import save_tensors, whole_file
@@ -296,14 +296,22 @@ def train_fusion(
     learning_rate: float = 0.005,
     seed: int = 0,
     rounds: int = 1,
+    pull: float = 0.0,
     report: Report = lambda step: None,
 ) -> None:
     """Train the six weights by dice loss on normal images, uint8 (N, H, W, 3), under noise.
 
     The students are fixed, so each image's maps are computed once for each of ``rounds`` draws of
     noise; ``epochs`` go over these maps. Paper: Adam (0.5, 0.999), 0.005.
+
+    With ``pull`` above 0, for weights of one sign, they start at the mix by hand and are pulled
+    towards it: the loss gains ``pull * Var_k(log(w_k / w0_k))``, which leaves their sum free.
     """
     detector.eval()
+    if pull > 0:
+        mix = manual_weights(detector.fusion.input_scale)
+        with torch.no_grad():
+            detector.fusion.weight.copy_(mix)
     device = next(detector.fusion.parameters()).device
     banks: list[tuple[Tensor, Tensor]] = []
     with torch.no_grad():
@@ -318,6 +326,9 @@ def train_fusion(
     for epoch in range(epochs):
         for step, (maps, masks) in enumerate(banks):
             value = dice_loss(detector.fusion(maps), masks)
+            if pull > 0:
+                ratio = detector.fusion.weight.abs() / mix
+                value = value + pull * ratio.log().var(unbiased=False)
             optimizer.zero_grad(set_to_none=True)
             value.backward()
             optimizer.step()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dskd_lite.fusion import ScoreMapFusion, dice_loss, manual_fusion
+from dskd_lite.fusion import ScoreMapFusion, dice_loss, manual_fusion, manual_weights
 
 
 def test_dice_is_equation_4() -> None:
@@ -83,3 +83,15 @@ def test_activation_ranks_as_the_sigmoid_but_never_ties() -> None:
     assert fusion(maps)[0, 0, 1] == fusion(maps)[0, 0, 2] == 1  # rounded to the same
     low, middle, high = fusion.activation(maps)[0, 0]
     assert low < middle < high
+
+
+def test_manual_weights_make_the_manual_mix() -> None:
+    fusion = ScoreMapFusion(nonnegative=True)
+    with torch.no_grad():
+        fusion.input_scale.copy_(torch.tensor([0.1, 0.5, 2.0, 0.3, 1.0, 0.7]))
+        fusion.weight.copy_(manual_weights(fusion.input_scale))
+    assert fusion.weight.sum().item() == pytest.approx(1)
+    maps = torch.rand(2, 6, 5, 5)
+    mixed = manual_fusion(maps)
+    fused = fusion.activation(maps).detach()
+    torch.testing.assert_close(fused / fused.sum(), mixed / mixed.sum())

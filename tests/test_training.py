@@ -10,6 +10,7 @@ from dskd_lite import training
 from dskd_lite.baselines.rd4ad import RD4AD
 from dskd_lite.detector import DSKD, DistillationDetector
 from dskd_lite.errors import InputError
+from dskd_lite.fusion import manual_weights
 from dskd_lite.seeding import generator
 from dskd_lite.synthetic_noise import SyntheticNoise
 from dskd_lite.teacher import Teacher
@@ -230,3 +231,15 @@ def test_fusion_is_reproducible_from_its_seed() -> None:
         weights.append(detector.fusion.weight.detach().clone())
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+def test_a_strong_pull_keeps_the_manual_mix_and_none_leaves_it() -> None:
+    """The ratios to the mix stay alike under a strong pull; their common factor is free."""
+    spread = []
+    for pull in (100.0, 0.01):
+        detector = _detector()
+        detector.fusion.input_scale.copy_(normal_means(detector, IMAGES))
+        train_fusion(detector, IMAGES, _noise(), 30, pull=pull)
+        ratio = detector.fusion.weight.detach().abs() / manual_weights(detector.fusion.input_scale)
+        spread.append((ratio.max() / ratio.min()).item())
+    assert spread[0] < 1.1 < 1.3 < spread[1]
