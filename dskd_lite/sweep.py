@@ -163,9 +163,19 @@ def run_job(job: Job, threads: int) -> dict[str, Any]:
 
     torch.set_num_threads(threads)
     report = experiment.run(job.config)
-    names = ("scores", "images", "fusion_weights", "thresholds", "seconds", "versions", "config")
+    names = ("scores", "images", "fusion_weights", "thresholds", "seconds", "versions")
     row = {"key": job.key, "category": job.config.data.name}
-    return row | {name: report[name] for name in names}
+    return row | {name: report[name] for name in names} | {"config": _portable(report["config"])}
+
+
+def _portable(config: dict[str, Any]) -> dict[str, Any]:
+    """The options with names in place of paths, so that a results file may leave its machine."""
+    paths = ("data", "textures", "teacher_weights")
+    return {
+        name: Path(value).name if name in paths else value
+        for name, value in config.items()
+        if name != "out"
+    }
 
 
 def _write(file: Path, rows: Iterable[dict[str, Any]]) -> None:

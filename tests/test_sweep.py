@@ -13,7 +13,7 @@ from dskd_lite import experiment
 from dskd_lite.cli import _parse, main
 from dskd_lite.config import Config
 from dskd_lite.errors import InputError
-from dskd_lite.sweep import RESULTS, Job, Sweep, jobs, read_results, run_sweep, summary
+from dskd_lite.sweep import RESULTS, Job, Sweep, _portable, jobs, read_results, run_sweep, summary
 
 Make = Callable[..., Path]
 FAST = "--batch-size 4 --fusion-epochs 1 --smoothing-sigma 1 --octaves 0 2"
@@ -139,3 +139,12 @@ def test_two_categories_of_one_name_are_refused(
     first, second = make_category("x/part"), make_category("y/part")
     assert main(["sweep", str(first), str(second), "--out", str(tmp_path / "s")]) == 2
     assert "two runs of the sweep are called part_" in capsys.readouterr().err
+
+
+def test_rows_hold_names_instead_of_paths() -> None:
+    config = {"data": "/data/mvtec/screw", "textures": "procedural", "out": "/runs/x", "seed": 1,
+              "teacher_weights": "/weights/resnet18.safetensors"}  # fmt: skip
+    assert _portable(config) == {
+        "data": "screw", "textures": "procedural", "seed": 1,
+        "teacher_weights": "resnet18.safetensors",
+    }  # fmt: skip
