@@ -124,7 +124,8 @@ class DistillationDetector(nn.Module):
                     "\n", " "
                 )
             ) from error
-        return detector.eval()
+        # in the memory order that training leaves, so that both round alike
+        return detector.to(memory_format=torch.channels_last).eval()
 
 
 class DSKD(DistillationDetector):

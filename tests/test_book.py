@@ -189,3 +189,8 @@ def load(path: Path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_results_page_is_what_the_results_files_say() -> None:
+    command = [sys.executable, str(ROOT / "book" / "make_results.py"), "--check"]
+    assert subprocess.run(command, check=False).returncode == 0
