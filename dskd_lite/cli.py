@@ -138,10 +138,14 @@ class Terminal:
 
 def train(config: Config) -> None:
     """Train students and fusion, evaluate, write model and report."""
+    from accelerate import PartialState
+
     from dskd_lite import experiment, report
 
     with Terminal() as display:
         content = experiment.run(config, display)
+    if not PartialState().is_main_process:  # one of several tells what all of them did
+        return
     if content["scores"]:
         print(report.table(content["scores"]))
     for note in content.get("notes", []):

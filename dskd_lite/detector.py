@@ -124,8 +124,7 @@ class DistillationDetector(nn.Module):
                     "\n", " "
                 )
             ) from error
-        # in the memory order that training leaves, so that both round alike
-        return detector.to(memory_format=torch.channels_last).eval()
+        return detector.eval()
 
 
 class DSKD(DistillationDetector):
@@ -159,6 +158,7 @@ class DSKD(DistillationDetector):
         self.forward_student = ForwardStudent(teacher.name)
         self.reverse_student = ReverseStudent(teacher.name, skip, attention)
         self.fusion = ScoreMapFusion(nonnegative_fusion)
+        self.to(memory_format=torch.channels_last)  # the order that convolutions are fastest in
 
     @property
     def students(self) -> tuple[nn.Module, ...]:

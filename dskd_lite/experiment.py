@@ -94,6 +94,8 @@ def run(config: Config, display: Display | None = None) -> dict[str, Any]:
             check_sizes(category.train + tuple(s.path for s in category.test))
     _check_numbers(config)
     accelerator = choose_accelerator(config.device, config.precision)
+    if not accelerator.is_main_process:
+        display = Silent()
     noise = _noise(config)
     new_detector(config)  # so that a teacher that does not load stops here
     if len(categories) == 1:

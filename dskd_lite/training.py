@@ -103,7 +103,7 @@ def train_students(
     main, rank, processes = (
         accelerator.is_main_process, accelerator.process_index, accelerator.num_processes,
     )  # fmt: skip
-    detector.to(accelerator.device, memory_format=torch.channels_last).train()
+    detector.to(accelerator.device).train()
     students = torch.nn.ModuleList(detector.students)
     if processes > 1:
         synchronise_batch_norm(students)

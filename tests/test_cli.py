@@ -66,6 +66,21 @@ def test_train_writes_report_page_model_and_checkpoint(trained: tuple[Path, Path
     ]  # fmt: skip
 
 
+def test_several_processes_train_one_run(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    """As `accelerate launch` starts them: one report, one table, the images of one run."""
+    data, run = trained
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
+        *("-m", "dskd_lite.cli", "train", str(data), *FAST, "--out", str(tmp_path / "r")),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("report:") == done.stdout.count("fused") == 1
+    report = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert report["images"] == json.loads((run / "report.json").read_text())["images"]
+    assert (tmp_path / "r" / "model" / "model.safetensors").is_file()
+
+
 def test_evaluate_gives_the_figures_of_training(
     trained: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

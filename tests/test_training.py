@@ -115,7 +115,7 @@ def test_cached_features_and_memory_order_change_nothing_but_rounding(
     monkeypatch.setattr(training, "to_tensor", lambda i, d="cpu": to_tensor(i, d).double())
     fast, plain = _two_alike(method)
     train_students(fast, IMAGES, 2, batch_size=5, seed=3)
-    plain.train()
+    plain.to(memory_format=torch.contiguous_format).train()
     students = torch.nn.ModuleList(plain.students)
     parameters = [p for p in students.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=0.005, betas=(0.5, 0.999))

@@ -98,6 +98,7 @@ class RD4AD(DistillationDetector):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(seed, STUDENTS).initial_seed())
             self.student = RD4ADStudent(teacher.name)
+        self.to(memory_format=torch.channels_last)  # the order that convolutions are fastest in
 
     @property
     def students(self) -> tuple[nn.Module, ...]:
