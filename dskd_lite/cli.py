@@ -148,7 +148,7 @@ def train(config: Config) -> None:
         return
     if content["scores"]:
         print(report.table(content["scores"]))
-    for note in content.get("notes", []):
+    for note in (*content.get("notes", []), *report.verdict_lines(content.get("verdicts", {}))):
         print(note)
     page = config.out / experiment.PAGE
     print(f"report: {page if page.is_file() else config.out / experiment.REPORT}")
@@ -164,7 +164,7 @@ def evaluate(options: Evaluate) -> None:
             options.run, options.data, out, options.device, options.batch_size, display
         )
     print(report.table(content["scores"]))
-    for note in content["notes"]:
+    for note in (*content["notes"], *report.verdict_lines(content.get("verdicts", {}))):
         print(note)
     print(f"report: {out / experiment.PAGE}")
 

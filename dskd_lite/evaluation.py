@@ -37,6 +37,20 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Verdicts:
+    """How good it is to call everything above a threshold defective; shares in [0, 1]."""
+
+    threshold: float
+    precision: float
+    recall: float
+    f1: float
+    false_positive_rate: float
+    """Share of the normal test images (pixels) that is flagged."""
+    best_f1: float
+    """F1 of the best threshold that these test labels allow: an oracle, for comparison only."""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """All that a report shows of one category."""
 
@@ -59,6 +73,16 @@ class Evaluation:
     def image_scores(self, method: str) -> np.ndarray:
         """(N,): the maximum of each map."""
         return self.maps[method].max(axis=(1, 2))
+
+    def verdicts(self, method: str, thresholds: Thresholds) -> dict[str, Verdicts]:
+        """Verdicts on images and on pixels, where the test set has both kinds; else left out."""
+        found = {}
+        if self.labels.any() and not self.labels.all():
+            scores = self.image_scores(method)
+            found["image"] = _verdicts(scores, self.labels, thresholds.image)
+        if self.masks is not None:
+            found["pixel"] = _verdicts(self.maps[method], self.masks, thresholds.pixel)
+        return found
 
 
 @torch.no_grad()
@@ -122,6 +146,14 @@ def _scores(maps: np.ndarray, labels: np.ndarray, masks: np.ndarray | None) -> S
         aupro=None if masks is None else metrics.aupro(maps, masks, MAX_FPR),
         legacy_pro=None if masks is None else metrics.legacy_pro(maps, masks),
     )
+
+
+def _verdicts(scores: np.ndarray, labels: np.ndarray, threshold: float) -> Verdicts:
+    precision, recall = metrics.precision_recall(scores, labels, threshold)
+    f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+    flagged = float((scores[~labels] > threshold).mean())
+    best = metrics.best_f1_threshold(scores, labels)[1]
+    return Verdicts(threshold, precision, recall, f1, flagged, best)
 
 
 def fit_thresholds(maps: np.ndarray, false_positive_rate: float) -> Thresholds:

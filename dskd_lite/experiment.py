@@ -185,12 +185,13 @@ def _run_category(
     with _timed(seconds, "evaluate"):
         progress = display.counter("evaluate", len(test))
         evaluation = evaluate(detector, category, test, config.batch_size, device, progress)
-        section = report.section(evaluation, detector.thresholds.image) if len(test) else ""
+        section = report.section(evaluation, detector.thresholds) if len(test) else ""
     content = {
         "data": str(category.root),
         "config": _json_config(config),
         "scores": report.as_json(evaluation.scores),
         "thresholds": dataclasses.asdict(detector.thresholds),
+        "verdicts": report.verdicts_as_json(evaluation, detector.thresholds),
         "fusion_weights": (
             detector.fusion.map_weights.tolist() if isinstance(detector, DSKD) else None
         ),
@@ -310,6 +311,7 @@ def evaluate_run(
         "seconds": seconds,
         "versions": versions(),
     }
-    threshold = detector.thresholds.image if detector.thresholds else None
-    write_report(out, content, [report.section(evaluation, threshold)])
+    if detector.thresholds is not None:
+        content["verdicts"] = report.verdicts_as_json(evaluation, detector.thresholds)
+    write_report(out, content, [report.section(evaluation, detector.thresholds)])
     return content

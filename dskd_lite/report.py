@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dskd_lite import plots
+from dskd_lite.detector import Thresholds
 from dskd_lite.evaluation import Evaluation, Scores
 
 EXAMPLES_PER_GROUP = 4
@@ -25,11 +26,20 @@ METRICS = {
 
 
 ScoreTable = dict[str, dict[str, float | None]]
+VerdictTable = dict[str, dict[str, float]]
 
 
 def as_json(scores: dict[str, Scores]) -> ScoreTable:
     """Scores by method and metric, as plain dictionaries."""
     return {method: asdict(row) for method, row in scores.items()}
+
+
+def verdicts_as_json(evaluation: Evaluation, thresholds: Thresholds) -> VerdictTable:
+    """Verdicts of the last method, which is the one in use, as plain dictionaries."""
+    if not evaluation.maps:
+        return {}
+    verdicts = evaluation.verdicts(list(evaluation.maps)[-1], thresholds)
+    return {kind: asdict(verdict) for kind, verdict in verdicts.items()}
 
 
 def mean_scores(tables: Sequence[ScoreTable]) -> ScoreTable:
@@ -75,12 +85,27 @@ def html_page(title: str, report: dict[str, Any], sections: Sequence[str]) -> st
     )
 
 
-def section(evaluation: Evaluation, threshold: float | None) -> str:
-    """HTML of one category: table, histogram, curves, and heatmaps of hits and misses."""
+def verdict_lines(verdicts: VerdictTable) -> list[str]:
+    """One sentence for images and one for pixels: what the stored threshold gets right."""
+    return [
+        f"{kind}s above {v['threshold']:.4g}: precision {_percent(v['precision'])}, recall "
+        f"{_percent(v['recall'])}, F1 {_percent(v['f1'])} (best possible on this test set: "
+        f"{_percent(v['best_f1'])}); flagged of the normal {kind}s: "
+        f"{_percent(v['false_positive_rate'])} %"
+        for kind, v in verdicts.items()
+    ]
+
+
+def section(evaluation: Evaluation, thresholds: Thresholds | None) -> str:
+    """HTML of one category: tables, histogram, curves, and heatmaps of hits and misses."""
     name = html.escape(evaluation.category.name)
-    parts = [f"<h2>{name}</h2>", _html_table(as_json(evaluation.scores))]
-    parts += [f"<p class='note'>{html.escape(note)}</p>" for note in evaluation.notes]
     labels, method = evaluation.labels, list(evaluation.maps)[-1]
+    threshold = thresholds.image if thresholds else None
+    notes = list(evaluation.notes)
+    if thresholds is not None:
+        notes += verdict_lines(verdicts_as_json(evaluation, thresholds))
+    parts = [f"<h2>{name}</h2>", _html_table(as_json(evaluation.scores))]
+    parts += [f"<p class='note'>{html.escape(note)}</p>" for note in notes]
     both_classes = bool(labels.any() and not labels.all())
     figures: list[tuple[Figure, str]] = []
     histogram = plots.score_histogram(evaluation.image_scores(method), labels, threshold, method)

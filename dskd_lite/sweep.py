@@ -163,7 +163,7 @@ def run_job(job: Job, threads: int) -> dict[str, Any]:
 
     torch.set_num_threads(threads)
     report = experiment.run(job.config)
-    names = ("scores", "images", "fusion_weights", "thresholds", "seconds", "versions")
+    names = ("scores", "verdicts", "images", "fusion_weights", "thresholds", "seconds", "versions")
     row = {"key": job.key, "category": job.config.data.name}
     return row | {name: report[name] for name in names} | {"config": _portable(report["config"])}
 
