@@ -1,4 +1,4 @@
-"""The command `dskd`: train, evaluate, predict, sweep, data, info."""
+"""The command `dskd`: train, evaluate, predict, export, sweep, data, info."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from dskd_lite import __version__
-from dskd_lite.config import PRESETS, Config, Device, TeacherName
+from dskd_lite.config import PRESETS, Config, Device, Precision, TeacherName
 from dskd_lite.errors import InputError
 from dskd_lite.sweep import Sweep
 
@@ -36,6 +36,9 @@ class Evaluate:
     """Auto takes an accelerator if there is one."""
     batch_size: int = 16
     """Images at a time."""
+    precision: Precision = "fp32"
+    """Of teacher and students; the stored threshold was fitted in fp32. Auto: bf16 or fp16 on a
+    GPU."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,19 @@ class Predict:
     """Auto takes an accelerator if there is one."""
     batch_size: int = 16
     """Images at a time."""
+    precision: Precision = "fp32"
+    """Of teacher and students; the stored threshold was fitted in fp32. Auto: bf16 or fp16 on a
+    GPU."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Options of `dskd export`."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder that `dskd train` wrote."""
+    out: Path = Path("model.onnx")
+    """File to write."""
 
 
 @dataclass(frozen=True)
@@ -161,8 +177,9 @@ def evaluate(options: Evaluate) -> None:
     out = options.out or options.run / "evaluation"
     with Terminal() as display:
         content = experiment.evaluate_run(
-            options.run, options.data, out, options.device, options.batch_size, display
-        )
+            options.run, options.data, out, options.device, options.batch_size, display,
+            options.precision,
+        )  # fmt: skip
     print(report.table(content["scores"]))
     for note in (*content["notes"], *report.verdict_lines(content.get("verdicts", {}))):
         print(note)
@@ -174,12 +191,12 @@ def predict(options: Predict) -> None:
     from dskd_lite import experiment, prediction
 
     detector = experiment.load_run(options.run)
-    device = experiment.choose_accelerator(options.device, "fp32").device
+    device = experiment.prepare_detector(detector, options.device, options.precision)
     _, photos = prediction.find_photos(options.source)
     with Terminal() as display:
         progress = display.counter("predict", len(photos))
         verdicts = prediction.predict(
-            detector.to(device), options.source, options.out, options.batch_size, device, progress
+            detector, options.source, options.out, options.batch_size, device, progress
         )
     for v in verdicts:
         score = "" if v.score is None else f"{v.score:.4g}"
@@ -187,6 +204,16 @@ def predict(options: Predict) -> None:
     if detector.thresholds is not None:
         print(f"threshold: {detector.thresholds.image:.4g}")
     print(f"overlays, masks and {prediction.SCORES_FILE}: {options.out}")
+
+
+def export(options: Export) -> None:
+    """Write a trained model as one ONNX file."""
+    from dskd_lite import experiment
+    from dskd_lite.export import export_onnx
+
+    difference = export_onnx(experiment.load_run(options.run), options.out)
+    print(f"onnxruntime agrees with the detector to {difference:.0e} of the largest value")
+    print(f"model: {options.out}")
 
 
 def data(options: Data) -> None:
@@ -249,6 +276,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "train": (Config, train),
     "evaluate": (Evaluate, evaluate),
     "predict": (Predict, predict),
+    "export": (Export, export),
     "sweep": (Sweep, sweep),
     "data": (Data, data),
     "info": (Info, info),

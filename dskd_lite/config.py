@@ -10,6 +10,7 @@ import tyro
 
 TeacherName = Literal["wide_resnet50_2", "resnet50", "resnet34", "resnet18", "offline"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Config:
     """Of every random number."""
     device: Device = "auto"
     """Auto takes an accelerator if there is one."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Precision = "auto"
     """Auto: bf16 or fp16 on a GPU, fp32 on a CPU."""
     mixed_sizes: bool = False
     """Accept images of different sizes, each resized to the same square."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import platform
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,8 @@ class Prediction(NamedTuple):
     """What the detector says about a batch: the larger, the more anomalous."""
 
     score_maps: Tensor
-    """(B, 6, H, W) in [0, 2]: forward student's stages 1 to 3, then the reverse student's."""
+    """(B, 6, H, W) in [0, 2]: forward student's stages 1 to 3, then the reverse student's. Of RD4AD
+    (B, 3, H, W)."""
     fused_map: Tensor
     """(B, H, W), from 0 up."""
     score: Tensor
@@ -58,6 +60,9 @@ class DistillationDetector(nn.Module):
     stages_read = 4
     """How many of the teacher's features the students and the maps read."""
 
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """What teacher and students compute in while scoring; maps and fusion are always float32."""
+
     def __init__(self, teacher: Teacher, **options: Any) -> None:
         super().__init__()
         check_geometry(options["image_size"], options["smoothing_sigma"])
@@ -71,6 +76,13 @@ class DistillationDetector(nn.Module):
     def students(self) -> tuple[nn.Module, ...]:
         """What is trained: a ForwardStudent turns images into D1..D3, any other student E1..E4."""
         raise NotImplementedError
+
+    def mixed_precision(self) -> AbstractContextManager[None]:
+        """Autocast to ``precision`` on the detector's device; nothing for fp32."""
+        if self.precision == "fp32":
+            return nullcontext()
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+        return torch.autocast(self.teacher.mean.device.type, dtype)
 
     def save(self, folder: Path, about: dict[str, Any] | None = None) -> None:
         """Write the whole detector, teacher included, as a folder of safetensors and JSON.
@@ -166,12 +178,11 @@ class DSKD(DistillationDetector):
 
     def score_maps(self, images: Tensor) -> Tensor:
         """Six smoothed anomaly maps (B, 6, H, W) in [0, 2] of images (B, 3, H, W) in [0, 1]."""
-        features = self.teacher(images)
+        with self.mixed_precision():
+            features = self.teacher(images)
+            from_students = self.forward_student(images), self.reverse_student(features)
         compared, size = features[:COMPARED_STAGES], (images.shape[-2], images.shape[-1])
-        maps = [
-            anomaly_maps(compared, self.forward_student(images), size),
-            anomaly_maps(compared, self.reverse_student(features), size),
-        ]
+        maps = [anomaly_maps(compared, rebuilt, size) for rebuilt in from_students]
         return self.smoothing(torch.cat(maps, dim=1))
 
     def forward(self, images: Tensor) -> Prediction:

@@ -80,6 +80,17 @@ def choose_accelerator(device: str, precision: str) -> Accelerator:
     )
 
 
+def prepare_detector(detector: DSKD | RD4AD, device: str, precision: str) -> torch.device:
+    """Put a detector on the device, to score there in this precision; returns the device.
+
+    Raises InputError as ``choose_accelerator``.
+    """
+    accelerator = choose_accelerator(device, precision)
+    mixed = accelerator.mixed_precision
+    detector.to(accelerator.device).precision = "fp32" if mixed == "no" else mixed
+    return accelerator.device
+
+
 def run(config: Config, display: Display | None = None) -> dict[str, Any]:
     """Train and evaluate on one category or a folder of several; returns what report.json holds.
 
@@ -279,6 +290,7 @@ def evaluate_run(
     device: str = "auto",
     batch_size: int = 16,
     display: Display | None = None,
+    precision: str = "fp32",
 ) -> dict[str, Any]:
     """Evaluate a run's detector on a category, write a report to ``out``, return its content.
 
@@ -293,7 +305,7 @@ def evaluate_run(
         raise InputError(
             f"{category.root} has no test images: put some in {category.root / 'test'}"
         )
-    target = choose_accelerator(device, "fp32").device
+    target = prepare_detector(detector, device, precision)
     paths = tuple(sample.path for sample in category.test)
     seconds: dict[str, float] = {}
     with _timed(seconds, "evaluate"):
@@ -301,7 +313,6 @@ def evaluate_run(
         progress = display.counter("read test", len(paths))
         test = decoded_images(paths, detector.image_size, cache, progress)
         progress = display.counter("evaluate", len(test))
-        detector.to(target)
         evaluation = evaluate(detector, category, test, batch_size, target, progress)
     content = {
         "data": str(category.root),

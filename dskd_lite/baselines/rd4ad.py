@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dskd_lite.anomaly_maps import COMPARED_STAGES, LossForm, anomaly_maps
-from dskd_lite.detector import DistillationDetector
+from dskd_lite.detector import DistillationDetector, Prediction
 from dskd_lite.seeding import STUDENTS, generator
 from dskd_lite.students import base_width, conv_block, decoder_stage, start_at_random
 from dskd_lite.teacher import Architecture, Teacher, architecture
@@ -116,13 +116,21 @@ class RD4AD(DistillationDetector):
 
     def score_maps(self, images: Tensor) -> Tensor:
         """Three smoothed anomaly maps (B, 3, H, W) in [0, 2] of images (B, 3, H, W) in [0, 1]."""
-        features = self.teacher(images, stages=COMPARED_STAGES)
+        with self.mixed_precision():
+            features = self.teacher(images, stages=COMPARED_STAGES)
+            rebuilt = self.student(features)
         size = (images.shape[-2], images.shape[-1])
-        return self.smoothing(anomaly_maps(features, self.student(features), size))
+        return self.smoothing(anomaly_maps(features, rebuilt, size))
+
+    def forward(self, images: Tensor) -> Prediction:
+        """Score images (B, 3, H, W) in [0, 1]; the fused map is the sum of the three, in [0, 6]."""
+        score_maps = self.score_maps(images)
+        fused = score_maps.sum(1)
+        return Prediction(score_maps, fused, fused.flatten(1).amax(1))
 
     def maps_by_method(self, images: Tensor) -> dict[str, Tensor]:
-        """The sum (B, H, W) of the three maps, in [0, 6], under ``rd4ad``."""
-        return {"rd4ad": self.score_maps(images).sum(1)}
+        """The fused map (B, H, W) under ``rd4ad``."""
+        return {"rd4ad": self(images).fused_map}
 
 
 def _embedding_stage(arch: Architecture, inputs: int) -> nn.Sequential:
