@@ -29,7 +29,8 @@ _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
 _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
-_BLOCK = 500_000  # scores that are worth a thread to sort or to look up
+_SORT_BLOCK = 500_000  # scores that are worth a thread to sort
+_LOOKUP_BLOCK = 100_000  # scores that are looked up at once: bounds memory, fills a thread
 _GAMMA_FIT_AT_LEAST = 5
 _GAMMA_FIT_AT_MOST = 1_000_000
 
@@ -51,10 +52,15 @@ def auroc(scores: ArrayLike, labels: ArrayLike) -> float:
             missing.
     """
     scores, labels = _checked(scores, labels, "scores", "labels")
-    positives = np.sort(scores[labels])
-    return _area(
-        positives, _equal_weights(positives), scores[~labels], labels.size - positives.size
-    )
+    positives = scores[labels]
+    positives.sort()
+
+    def block_from(start: int) -> tuple[np.ndarray, np.ndarray]:
+        block = positives[start : start + _LOOKUP_BLOCK]
+        return block, _equal_weights(block)
+
+    starts = range(0, positives.size, _LOOKUP_BLOCK)
+    return _area(block_from, starts, scores[~labels], labels.size - positives.size)
 
 
 def aupro(score_maps: ArrayLike, masks: ArrayLike, max_fpr: float = 0.3) -> float:
@@ -80,7 +86,15 @@ def aupro(score_maps: ArrayLike, masks: ArrayLike, max_fpr: float = 0.3) -> floa
         InputError: shapes differ or are not (N, H, W), a score is not finite, a mask value is not
             0 or 1, no pixel is defective or none is defect-free, or ``max_fpr`` is out of range.
     """
-    return _area(*_pro_inputs(score_maps, masks, max_fpr))
+    score_maps, masks, normals, limit = _pro_inputs(score_maps, masks, max_fpr)
+    images = _defective_images(masks)
+    # Of whole images, for a region must be complete to be weighed.
+    blocks = np.cumsum(np.count_nonzero(masks[images], axis=(1, 2))) // _LOOKUP_BLOCK
+    images_by_block = np.split(images, np.flatnonzero(np.diff(blocks)) + 1)
+    return _area(
+        lambda block: _weighted_positives(score_maps, masks, block),
+        images_by_block, normals, limit,
+    )  # fmt: skip
 
 
 def legacy_pro(score_maps: ArrayLike, masks: ArrayLike) -> float:
@@ -151,7 +165,7 @@ def roc_curve(
     positives = np.sort(scores[labels])
     return _curve(
         positives,
-        _equal_weights(positives),
+        _equal_weights(positives) / positives.size,
         scores[~labels],
         labels.size - positives.size,
         max_points,
@@ -174,7 +188,9 @@ def pro_curve(
     Raises:
         InputError: as :func:`aupro`.
     """
-    rates, overlaps = _curve(*_pro_inputs(score_maps, masks, max_fpr), max_points)
+    score_maps, masks, normals, limit = _pro_inputs(score_maps, masks, max_fpr)
+    positives, weights = _weighted_positives(score_maps, masks, _defective_images(masks))
+    rates, overlaps = _curve(positives, weights / weights.sum(), normals, limit, max_points)
     return rates * max_fpr, overlaps
 
 
@@ -275,29 +291,35 @@ def precision_recall(scores: ArrayLike, labels: ArrayLike, threshold: float) -> 
 
 
 # Ranks, areas and curves. `positives` are the scores of the defective pixels (or images) in rising
-# order, `weights` what each is worth (summing to 1), `normals` the other scores. The lowest normals
-# may be missing as long as more than `limit` false positives are there.
+# order, `weights` what each is worth, `normals` the other scores. The lowest normals may be missing
+# as long as more than `limit` false positives are there.
 
 
-def _area(positives: np.ndarray, weights: np.ndarray, normals: np.ndarray, limit: float) -> float:
+def _area(
+    positives_of: Callable[[_In], tuple[np.ndarray, np.ndarray]],
+    blocks: Sequence[_In],
+    normals: np.ndarray,
+    limit: float,
+) -> float:
     """Area under the curve from 0 to ``limit`` false positives, divided by ``limit``.
 
-    A positive's own curve is 0 up to the normals that score higher, 1 from those that score at
-    least as high, and a straight line between (equal scores are one threshold).
+    ``positives_of`` gives the positives and the weights of one block; blocks are in any order. A
+    positive's own curve is 0 up to the normals that score higher, 1 from those that score at least
+    as high, and a straight line between (equal scores are one threshold).
     """
     parts = _sorted_parts(normals)
 
-    def area_of(start: int) -> float:
-        block = slice(start, start + _BLOCK)
-        higher, not_lower = _normals_above(positives[block], parts)
+    def area_and_weight(block: _In) -> np.ndarray:
+        positives, weights = positives_of(block)
+        higher, not_lower = _normals_above(positives, parts)
         line_end = np.minimum(not_lower, limit)
         line_width = np.maximum(line_end - higher, 0.0)
         line_height = line_width / np.maximum(not_lower - higher, 1)
-        return float(weights[block] @ (line_width * line_height / 2 + limit - line_end)) / limit
+        area = weights @ (line_width * line_height / 2 + limit - line_end)
+        return np.array([area, weights.sum()])
 
-    blocks = range(0, positives.size, _BLOCK)
-    # Rounding may leave a perfect sum a hair above 1.
-    return min(sum(_threaded(area_of, blocks)), 1.0)
+    area, weight = np.sum(_threaded(area_and_weight, blocks), axis=0)
+    return min(float(area / weight / limit), 1.0)  # rounding may leave a hair above 1
 
 
 def _curve(
@@ -307,7 +329,10 @@ def _curve(
     limit: float,
     max_points: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The curve under which :func:`_area` is the area; x runs from 0 to 1 at ``limit``."""
+    """The curve under which :func:`_area` is the area; x runs from 0 to 1 at ``limit``.
+
+    The weights sum to 1.
+    """
     if max_points < 2:
         raise InputError(f"max_points is {max_points}; a curve needs at least 2")
     higher, not_lower = _normals_above(positives, _sorted_parts(normals))
@@ -334,7 +359,7 @@ def _curve(
 
 def _sorted_parts(normals: np.ndarray) -> list[np.ndarray]:
     """The normals, sorted in place in one part per thread; counts of normals add up over parts."""
-    threads = min(torch.get_num_threads(), math.ceil(normals.size / _BLOCK))
+    threads = min(torch.get_num_threads(), math.ceil(normals.size / _SORT_BLOCK))
     parts = np.array_split(normals, threads)
     _threaded(np.ndarray.sort, parts)
     return parts
@@ -359,17 +384,22 @@ def _threaded(function: Callable[[_In], _Out], items: Sequence[_In]) -> list[_Ou
 def _pro_inputs(
     score_maps: ArrayLike, masks: ArrayLike, max_fpr: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """positives, weights, normals and limit of the per-region overlap over all images."""
+    """Maps, masks, normals and limit of the per-region overlap over all images."""
     if not 0 < max_fpr <= 1:
         raise InputError(f"max_fpr is {max_fpr}; choose one above 0 and at most 1")
     score_maps, masks = _checked_maps(score_maps, masks)
-    positives = score_maps[masks]
-    weights = np.concatenate([_region_weights(masks[i]) for i in _defective_images(masks)])
-    weights /= weights.sum()
+    limit = max_fpr * (masks.size - np.count_nonzero(masks))
+    return score_maps, masks, _highest_normals(score_maps, masks, limit), limit
+
+
+def _weighted_positives(
+    score_maps: np.ndarray, masks: np.ndarray, images: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positives of some images, and their weights: 1 for each region, shared by its pixels."""
+    positives = np.concatenate([score_maps[i][masks[i]] for i in images])
+    weights = np.concatenate([_region_weights(masks[i]) for i in images])
     order = np.argsort(positives)
-    limit = max_fpr * (masks.size - positives.size)
-    normals = _highest_normals(score_maps, masks, limit)
-    return positives[order], weights[order], normals, limit
+    return positives[order], weights[order]
 
 
 def _highest_normals(score_maps: np.ndarray, masks: np.ndarray, limit: float) -> np.ndarray:
@@ -402,7 +432,7 @@ def _region_weights(mask: np.ndarray) -> np.ndarray:
 
 
 def _equal_weights(positives: np.ndarray) -> np.ndarray:
-    return np.broadcast_to(1 / positives.size, positives.shape)
+    return np.broadcast_to(1.0, positives.shape)
 
 
 # Thresholds
