@@ -155,13 +155,15 @@ def _train_fusion(detector: DSKD, fitted: np.ndarray, held_out: np.ndarray, conf
 
 
 def each_epoch(title: str, epochs: int) -> Report:
-    """A report that prints one line per epoch: its number and the mean loss of its steps."""
+    """A report that writes one line, epoch by epoch: the mean loss of each one's steps."""
     losses: list[float] = []
+    print(f"{title}, loss of {epochs} epochs:", end="", flush=True)
 
     def report(step: Step) -> None:
         losses.append(step.loss)
         if step.step * epochs == step.steps * (step.epoch + 1):
-            print(f"{title}, epoch {step.epoch + 1:2d} of {epochs}: loss {np.mean(losses):.3f}")
+            last = step.epoch + 1 == epochs
+            print(f" {np.mean(losses):.2f}", end="\n" if last else "", flush=True)
             losses.clear()
 
     return report

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import base64
 import html
+import inspect
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,12 +26,13 @@ ROLE_COLORS = {
     "forward": "#EE7733",
     "reverse": "#228833",
     "manual": "#777777",
+    "paper": "#44AA99",
     "fused": "#AA3377",
     "noise": "#BBBBBB",
 }
-NORMAL, DEFECTIVE = "#4477AA", "#CC3311"
+NORMAL, DEFECTIVE = "#33BBEE", "#CC3311"
 HEATMAP = "inferno"
-PLAIN_COLORS = ("#4477AA", "#EE7733", "#228833", "#AA3377", "#777777")  # for what has no role
+PLAIN_COLORS = ("#332288", "#999933", "#882255", "#DDCC77", "#000000")  # for what has no role
 MAP_NAMES = ("f1", "f2", "f3", "r1", "r2", "r3")  # the six score maps, in their order
 
 
@@ -118,7 +121,7 @@ def heatmap_grid(
             _bare(axis)
             if row == 0:
                 axis.set_title(name, fontsize=9, color=role_color(name))
-        axes[row, 0].set_ylabel(title, fontsize=7)
+        axes[row, 0].set_ylabel(title.replace("_", " "), fontsize=8)
     return figure
 
 
@@ -163,7 +166,7 @@ def picture_grid(
                 axis.imshow(pictures[column], cmap=cmap, vmin=limits[0], vmax=limits[1])
             number = row * columns + column if len(titles) > columns else column
             if number < len(titles) and (row == 0 or len(titles) > columns):
-                axis.set_title(titles[number], fontsize=9)
+                axis.set_title(titles[number].replace("_", " "), fontsize=9)
         if row < len(row_titles):
             axes[row, 0].set_ylabel(row_titles[row], fontsize=9)
     return figure
@@ -459,6 +462,79 @@ class MovingFigure:
 
     def _repr_png_(self) -> bytes:
         return base64.b64decode(_encoded(self.frames[self.start], "PNG"))
+
+
+def live_figure(
+    draw: Callable[..., Figure | np.ndarray], alt: str, **choices: Sequence[Any]
+) -> LiveFigure:
+    """A figure that is drawn anew at every move of its controls, where a kernel runs.
+
+    Each of ``choices`` names an argument of ``draw`` and the values it may take: words make a menu,
+    numbers a slider. They start at the arguments' defaults, and that figure is what a static page
+    and print show.
+    """
+    return LiveFigure(draw, alt, choices)
+
+
+class LiveFigure:
+    """Widgets for a kernel with ipywidgets, a still picture for all else; see ``live_figure``."""
+
+    def __init__(
+        self, draw: Callable[..., Figure | np.ndarray], alt: str, choices: dict[str, Sequence[Any]]
+    ) -> None:
+        self.draw, self.alt = draw, alt
+        self.choices = {name: list(values) for name, values in choices.items()}
+        parameters = inspect.signature(draw).parameters
+        self.start = {name: parameters[name].default for name in choices}
+        for name, value in self.start.items():
+            if value not in self.choices[name]:
+                raise ValueError(f"{name} starts at {value!r}, which is not among its choices")
+
+    def picture(self, **values: Any) -> str:
+        """The figure drawn for these values, as an HTML image with its text."""
+        data = _encoded(_pixels(self.draw(**values)), "JPEG")
+        shown = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
+        return (
+            f'<img src="data:image/jpeg;base64,{data}" style="max-width:100%" '
+            f'alt="{html.escape(f"{self.alt} Shown: {shown}.")}">'
+        )
+
+    def widget(self) -> Any:
+        """The controls above the picture, as one ipywidgets box."""
+        import ipywidgets
+
+        picture = ipywidgets.HTML(self.picture(**self.start))
+        controls = {}
+        for name, values in self.choices.items():
+            words = isinstance(values[0], str)
+            kind = ipywidgets.Dropdown if words else ipywidgets.SelectionSlider
+            more = {} if words else {"continuous_update": False}
+            controls[name] = kind(
+                options=values, value=self.start[name], description=name.replace("_", " "), **more
+            )
+
+        def redraw(_: Any) -> None:
+            values = {name: control.value for name, control in controls.items()}
+            picture.value = self.picture(**values)
+
+        for control in controls.values():
+            control.observe(redraw, "value")
+        return ipywidgets.VBox([*controls.values(), picture])
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        still = self.picture(**self.start)
+        bundle = {
+            "text/plain": f"<a figure with controls: {', '.join(self.choices)}>",
+            "text/html": f'<div class="live-figure">{still}<br><em>A still picture; its controls '
+            "need a running kernel.</em></div>",
+            "image/jpeg": still.split("base64,")[1].split('"')[0],
+        }
+        try:
+            model = self.widget().model_id
+        except ImportError:
+            return bundle
+        view = {"version_major": 2, "version_minor": 0, "model_id": model}
+        return {"application/vnd.jupyter.widget-view+json": view, **bundle}
 
 
 def _encoded(pixels: np.ndarray, kind: str) -> str:

@@ -4,7 +4,7 @@
 those named. Images and trained detectors go to a course folder that is empty at the start and
 shared by the notebooks of one call, as for a reader who starts at the first; ``--keep FOLDER``
 names one to keep. A notebook that fails stays as it was, and the exit status is 1. Prints each
-one's seconds.
+one's seconds and, on Linux, the most memory that its kernel held.
 """
 
 from __future__ import annotations
@@ -25,19 +25,33 @@ CELL_TIMEOUT = 1800  # seconds: a busy machine may be ten times slower than a qu
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
-def execute(path: Path) -> float:
-    """Run one notebook, write it back with its outputs, and return the seconds it took."""
+def execute(path: Path) -> tuple[float, float]:
+    """Run one notebook, write it back with its outputs; return its seconds and its peak in MiB."""
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
         notebook, timeout=CELL_TIMEOUT, kernel_name=KERNEL["name"],
         resources={"metadata": {"path": str(path.parent)}}, record_timing=False,
     )  # fmt: skip
+    peak = 0.0
+
+    def measure(**_: object) -> None:
+        nonlocal peak
+        peak = peak_memory(client.km.provisioner.pid)
+
+    client.on_cell_executed = measure
     start = time.perf_counter()
     client.execute()
     seconds = time.perf_counter() - start
     clean(notebook)
     nbformat.write(notebook, path)
-    return seconds
+    return seconds, peak
+
+
+def peak_memory(process: int) -> float:
+    """The most memory that a process has held, in MiB; 0 where the system does not say."""
+    status = Path(f"/proc/{process}/status")
+    lines = status.read_text(encoding="ascii").splitlines() if status.is_file() else []
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)
 
 
 def clean(notebook: nbformat.NotebookNode) -> None:
@@ -73,7 +87,8 @@ def main() -> int:
         os.environ["DSKD_COURSE_DIR"] = str((arguments.keep or Path(fresh)).resolve())
         for path in arguments.notebooks or sorted(HERE.glob("[0-9]*.ipynb")):
             try:
-                print(f"{path.name}: {execute(path.resolve()):.0f} s", flush=True)
+                seconds, peak = execute(path.resolve())
+                print(f"{path.name}: {seconds:.0f} s, {peak:.0f} MiB", flush=True)
             except (CellExecutionError, CellTimeoutError) as error:
                 failed += 1
                 print(f"{path.name} failed and is left as it was:\n{error}", flush=True)
