@@ -29,9 +29,9 @@ class Prediction(NamedTuple):
 
     score_maps: Tensor
     """(B, 6, H, W) in [0, 2]: forward student's stages 1 to 3, then the reverse student's. Of RD4AD
-    (B, 3, H, W)."""
+    (B, 3, H, W), of the detectors without students (B, 1, H, W)."""
     fused_map: Tensor
-    """(B, H, W), from 0 up."""
+    """(B, H, W), from 0 up (of the one-class SVM any number)."""
     score: Tensor
     """(B,), the maximum of each fused map."""
 
@@ -46,24 +46,22 @@ class Thresholds:
     """Share of normal images (pixels) that the thresholds are expected to flag, in (0, 1)."""
 
 
-D = TypeVar("D", bound="DistillationDetector")
+D = TypeVar("D", bound="StoredDetector")
 
 
-class DistillationDetector(nn.Module):
-    """What DSKD and RD4AD share: a teacher, students to train, smoothing, and a folder to live in.
+class StoredDetector(nn.Module):
+    """What all detectors share: smoothing, thresholds, perhaps a teacher, and a folder to live in.
 
     ``options`` are all arguments of the subclass but the teacher, ``image_size`` and
-    ``smoothing_sigma`` among them; ``load`` passes them to it again. Raises InputError for an image
-    size or a sigma that does not fit.
+    ``smoothing_sigma`` among them; ``load`` passes them to it again. A subclass defines
+    ``forward``, from images (B, 3, H, W) in [0, 1] to a Prediction, and ``maps_by_method``. Raises
+    InputError for an image size or a sigma that does not fit.
     """
-
-    stages_read = 4
-    """How many of the teacher's features the students and the maps read."""
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """What teacher and students compute in while scoring; maps and fusion are always float32."""
 
-    def __init__(self, teacher: Teacher, **options: Any) -> None:
+    def __init__(self, teacher: Teacher | None, **options: Any) -> None:
         super().__init__()
         check_geometry(options["image_size"], options["smoothing_sigma"])
         self.options = options
@@ -72,9 +70,8 @@ class DistillationDetector(nn.Module):
         self.smoothing = GaussianSmoothing(options["smoothing_sigma"])
         self.thresholds: Thresholds | None = None
 
-    @property
-    def students(self) -> tuple[nn.Module, ...]:
-        """What is trained: a ForwardStudent turns images into D1..D3, any other student E1..E4."""
+    def maps_by_method(self, images: Tensor) -> dict[str, Tensor]:
+        """Maps (B, H, W) of images (B, 3, H, W) in [0, 1] by name, the one that counts last."""
         raise NotImplementedError
 
     def mixed_precision(self) -> AbstractContextManager[None]:
@@ -82,7 +79,15 @@ class DistillationDetector(nn.Module):
         if self.precision == "fp32":
             return nullcontext()
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
-        return torch.autocast(self.teacher.mean.device.type, dtype)
+        return torch.autocast(self.smoothing.kernel.device.type, dtype)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that ``save`` writes and ``restore`` reads."""
+        return self.state_dict()
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what ``tensors`` gave; raises RuntimeError if it is another detector's."""
+        self.load_state_dict(tensors)
 
     def save(self, folder: Path, about: dict[str, Any] | None = None) -> None:
         """Write the whole detector, teacher included, as a folder of safetensors and JSON.
@@ -90,11 +95,12 @@ class DistillationDetector(nn.Module):
         ``about`` (anything JSON can hold) is kept beside it. The folder is replaced only once the
         new one is complete. Raises InputError if it cannot be written.
         """
-        state = self.state_dict()
+        state = self.tensors()
         description = {
             "format": FORMAT,
             "detector": type(self).__name__,
-            "teacher": self.teacher.name,
+            "teacher": self.teacher.name if self.teacher else None,
+            "stem_stride": self.teacher.stem_stride if self.teacher else None,
             "options": self.options,
             "thresholds": asdict(self.thresholds) if self.thresholds else None,
             "versions": versions(),
@@ -120,14 +126,17 @@ class DistillationDetector(nn.Module):
             )
         state = read_weights(folder / WEIGHTS_FILE)
         prefix = "teacher.backbone."
+        teachers = []
         try:
-            teacher = Teacher(description["teacher"], weights="unset")
-            teacher.load_backbone(
-                {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)},
-                source=str(folder / WEIGHTS_FILE),
-            )
-            detector = cls(teacher, **description["options"])
-            detector.load_state_dict(state)
+            if description["teacher"] is not None:
+                stride = description.get("stem_stride", True)  # older models lack the line
+                teachers = [Teacher(description["teacher"], "unset", stride)]
+                teachers[0].load_backbone(
+                    {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)},
+                    source=str(folder / WEIGHTS_FILE),
+                )
+            detector = cls(*teachers, **description["options"])
+            detector.restore(state)
             if description["thresholds"] is not None:
                 detector.thresholds = Thresholds(**description["thresholds"])
         except (KeyError, TypeError, RuntimeError) as error:
@@ -137,6 +146,20 @@ class DistillationDetector(nn.Module):
                 )
             ) from error
         return detector.eval()
+
+
+class DistillationDetector(StoredDetector):
+    """What DSKD and RD4AD share: a teacher, and students that ``train_students`` trains."""
+
+    teacher: Teacher
+
+    stages_read = 4
+    """How many of the teacher's features the students and the maps read."""
+
+    @property
+    def students(self) -> tuple[nn.Module, ...]:
+        """What is trained: a ForwardStudent turns images into D1..D3, any other student E1..E4."""
+        raise NotImplementedError
 
 
 class DSKD(DistillationDetector):
@@ -167,7 +190,7 @@ class DSKD(DistillationDetector):
             smoothing_sigma=smoothing_sigma,
             nonnegative_fusion=nonnegative_fusion,
         )
-        self.forward_student = ForwardStudent(teacher.name)
+        self.forward_student = ForwardStudent(teacher.name, teacher.stem_stride)
         self.reverse_student = ReverseStudent(teacher.name, skip, attention)
         self.fusion = ScoreMapFusion(nonnegative_fusion)
         self.to(memory_format=torch.channels_last)  # the order that convolutions are fastest in

@@ -15,12 +15,13 @@ class ForwardStudent(nn.Module):
     """The teacher's architecture with a random start and no connection to the teacher.
 
     Turns images (B, 3, H, W) in [0, 1] into D1..D3, shaped as E1..E3. Stage 4 belongs to the
-    architecture but nothing reads it, so it is neither computed nor trained.
+    architecture but nothing reads it, so it is neither computed nor trained. ``name`` and
+    ``stem_stride`` are the teacher's.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, stem_stride: bool = True) -> None:
         super().__init__()
-        self.backbone = Backbone(name)
+        self.backbone = Backbone(name, stem_stride)
         self.backbone.layer4.requires_grad_(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:

@@ -58,9 +58,11 @@ class Backbone(nn.Module):
     """A ResNet without its classifier that returns the output of each stage.
 
     The parameters carry torchvision's names, so that its weight files load as they are.
+    ``stem_stride`` False takes the stride out of the stem, the first convolution's and the
+    max-pool, with the same weights: every feature is then four times as high and as wide.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, stem_stride: bool = True) -> None:
         super().__init__()
         arch = architecture(name)
         net = torchvision.models.ResNet(
@@ -78,13 +80,18 @@ class Backbone(nn.Module):
             for module in net.modules():
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if not stem_stride:
+            net.conv1.stride, net.maxpool = (1, 1), nn.Identity()
         self.channels = arch.channels
         self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
         self.layer1, self.layer2 = net.layer1, net.layer2
         self.layer3, self.layer4 = net.layer3, net.layer4
 
     def forward(self, images: Tensor, stages: int = 4) -> list[Tensor]:
-        """Return the first ``stages`` features: stage t is (B, C_t, H / 2^(t+1), W / 2^(t+1))."""
+        """Return the first ``stages`` features: stage t is (B, C_t, H / 2^(t+1), W / 2^(t+1)).
+
+        Without stride in the stem (B, C_t, H / 2^(t-1), W / 2^(t-1)).
+        """
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         features = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4)[:stages]:
@@ -101,7 +108,8 @@ class Teacher(nn.Module):
     ``"random"``, ``"unset"`` (for a caller that loads a state dict next), or the path of a
     safetensors or torchvision ``.pth`` file. A file that holds only the shortcut of stage 4
     (``layer4.0.downsample``) gives ``E4 = relu(downsample(E3))`` and says so in a warning; E1..E3,
-    which are all that is ever compared, are complete.
+    which are all that is ever compared, are complete. ``stem_stride`` False is for images of about
+    32 pixels, of which the stem of ImageNet's networks leaves 8: see ``Backbone``.
 
     Always in eval mode, whatever ``train()`` is told, and without gradients.
 
@@ -112,10 +120,16 @@ class Teacher(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str = "wide_resnet50_2", weights: str | Path = "pretrained") -> None:
+    def __init__(
+        self,
+        name: str = "wide_resnet50_2",
+        weights: str | Path = "pretrained",
+        stem_stride: bool = True,
+    ) -> None:
         super().__init__()
         self.name = name
-        self.backbone = Backbone(name)
+        self.stem_stride = stem_stride
+        self.backbone = Backbone(name, stem_stride)
         self.channels = self.backbone.channels
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
@@ -166,6 +180,7 @@ class Teacher(nn.Module):
     def forward(self, images: Tensor, stages: int = 4) -> list[Tensor]:
         """Turn images (B, 3, H, W) in [0, 1] into E1..E ``stages``, (B, C_t, H/2^(t+1), W/2^(t+1)).
 
+        Without stride in the stem they are (B, C_t, H/2^(t-1), W/2^(t-1)).
         H and W are multiples of 32 (so that the reverse student's doublings meet each stage).
         Raises InputError for another size.
         """

@@ -178,7 +178,7 @@ def test_pca_measures_the_distance_from_the_plane(teacher: Teacher) -> None:
 
     detector = PCADetector(teacher, 32, variance=0.999)
     detector.fit(_plant(detector, on_plane(20, 4, 4)))
-    assert detector.pca.n_components_ == 2
+    assert detector.learned["components"].shape == (2, 8)
     patches = on_plane(3, 16)
     np.testing.assert_allclose(detector.distances(patches), 0, atol=1e-5)
     height = RNG.uniform(-5, 5, (3, 16, 1)).astype(np.float32)
@@ -308,7 +308,7 @@ def test_autoencoder_learns_plain_images_and_no_others() -> None:
 def test_autoencoder_maps_are_the_smoothed_squared_error() -> None:
     detector = AutoencoderDetector(32, smoothing_sigma=2.0).eval()
     images = to_tensor(IMAGES)
-    error = ((detector(images) - images) ** 2).mean(1).detach().numpy()
+    error = ((detector.redraw(images) - images) ** 2).mean(1).detach().numpy()
     expected = np.stack([ndimage.gaussian_filter(e, 2.0, mode="mirror") for e in error])
     maps = detector.maps_by_method(images)["autoencoder"].numpy()
     np.testing.assert_allclose(maps, expected, rtol=1e-4, atol=1e-6)
@@ -351,6 +351,37 @@ def test_every_detector_finds_a_white_square(name: str, make_category: Callable[
     assert scores.image_auroc > 0.9
     if name != "one-class-svm":  # which judges whole images
         assert scores.pixel_auroc > 0.9
+
+
+CLASSES = {
+    cls.name: cls
+    for cls in (OneClassSVMDetector, PCADetector, GaussianDetector, NearestPatchesDetector)
+}
+
+
+@pytest.mark.parametrize("stem_stride", [True, False])
+@pytest.mark.parametrize("name", CLASSES)
+def test_saved_statistics_score_as_before(name: str, stem_stride: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    teacher = Teacher("offline", "random", stem_stride)
+    detector = make_detector(name, teacher, 32, seed=3, smoothing_sigma=1.0)
+    detector.fit(IMAGES)
+    detector.thresholds = Thresholds(1.5, 0.5, 0.05)
+    detector.save(tmp_path / "model")
+    loaded = CLASSES[name].load(tmp_path / "model")
+    for mine, theirs in zip(detector(to_tensor(IMAGES)), loaded(to_tensor(IMAGES)), strict=True):
+        assert torch.equal(mine, theirs)
+    assert loaded.thresholds == detector.thresholds and loaded.options == detector.options
+
+
+def test_a_saved_autoencoder_holds_no_teacher(tmp_path: Path) -> None:
+    detector = AutoencoderDetector(32, smoothing_sigma=1.0, code=4, epochs=1)
+    detector.fit(IMAGES)
+    detector.save(tmp_path / "model")
+    loaded = AutoencoderDetector.load(tmp_path / "model")
+    assert torch.equal(loaded(to_tensor(IMAGES)).score, detector(to_tensor(IMAGES)).score)
+    size = (tmp_path / "model" / "model.safetensors").stat().st_size
+    assert size < 4 * _count(detector) + 20_000  # statistics of batch norm, and the names
 
 
 @pytest.mark.parametrize("name", DETECTORS)

@@ -76,6 +76,22 @@ def test_save_and_load_give_the_same_detector(partial: bool, tmp_path: Path) -> 
     ]  # fmt: skip
 
 
+def test_a_stem_without_stride_is_saved_and_models_from_before_it_have_one(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    for stride in (True, False):
+        detector = DSKD(Teacher("offline", "random", stem_stride=stride), 64).eval()
+        detector.save(tmp_path / "model")
+        loaded = DSKD.load(tmp_path / "model")
+        assert loaded.forward_student.backbone.conv1.stride == ((2, 2) if stride else (1, 1))
+        assert torch.equal(loaded.score_maps(_images()), detector.score_maps(_images()))
+        description = json.loads((tmp_path / "model" / "model.json").read_text())
+        if stride:  # as written before there was a choice
+            del description["stem_stride"]
+            (tmp_path / "model" / "model.json").write_text(json.dumps(description))
+            old = DSKD.load(tmp_path / "model")
+            assert torch.equal(old.score_maps(_images()), detector.score_maps(_images()))
+
+
 def test_other_formats_and_damage_are_named(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     with pytest.raises(InputError, match="no saved detector"):

@@ -28,12 +28,15 @@ def test_parameters_are_those_of_the_paper() -> None:
 @pytest.mark.parametrize(
     ("skip", "attention"), [(True, True), (False, True), (True, False), (False, False)]
 )
-def test_students_return_the_shapes_of_the_teacher(name: str, skip: bool, attention: bool) -> None:
+@pytest.mark.parametrize("stem_stride", [True, False])
+def test_students_return_the_shapes_of_the_teacher(
+    name: str, skip: bool, attention: bool, stem_stride: bool
+) -> None:
     with torch.device("meta"):
         images = torch.empty(2, 3, 64, 96)
-        features = Backbone(name)(images)
+        features = Backbone(name, stem_stride)(images)
         expected = [f.shape for f in features[:3]]
-        assert [d.shape for d in ForwardStudent(name)(images)] == expected
+        assert [d.shape for d in ForwardStudent(name, stem_stride)(images)] == expected
         assert [d.shape for d in ReverseStudent(name, skip, attention)(features)] == expected
 
 

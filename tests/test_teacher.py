@@ -43,6 +43,20 @@ def test_stages_have_the_published_channels_and_strides() -> None:
     assert [tuple(f.shape) for f in features] == [(2, *shape) for shape in shapes]
 
 
+@pytest.mark.parametrize("name", ["resnet18", "wide_resnet50_2", "offline"])
+def test_a_stem_without_stride_has_the_same_weights_and_skips_no_position(name: str) -> None:
+    torch.manual_seed(0)
+    coarse = Backbone(name).eval()
+    fine = Backbone(name, stem_stride=False).eval()
+    fine.load_state_dict(coarse.state_dict())
+    images = torch.rand(1, 3, 32, 64)
+    torch.testing.assert_close(fine.conv1(images)[..., ::2, ::2], coarse.conv1(images))
+    with torch.no_grad():
+        sizes = [tuple(f.shape[2:]) for f in fine(images)]
+        assert sizes == [(32, 64), (16, 32), (8, 16), (4, 8)]
+        assert [tuple(f.shape[2:]) for f in coarse(images)] == [(8, 16), (4, 8), (2, 4), (1, 2)]
+
+
 @pytest.mark.parametrize(("name", "millions"), [("wide_resnet50_2", 66.83), ("resnet18", 11.18)])
 def test_parameters_are_torchvisions_without_the_classifier(name: str, millions: float) -> None:
     with torch.device("meta"):

@@ -7,13 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dskd_lite.anomaly_maps import GaussianSmoothing
-from dskd_lite.detector import check_geometry
+from dskd_lite.detector import Prediction, StoredDetector
 from dskd_lite.seeding import ORDER, STUDENTS, generator
 from dskd_lite.training import to_tensor
 
 
-class AutoencoderDetector(nn.Module):
+class AutoencoderDetector(StoredDetector):
     """Squeezes images through a bottleneck and measures how far the copy is from the original.
 
     Three convolutions with stride 2 and their mirror image; at the narrowest point
@@ -33,10 +32,11 @@ class AutoencoderDetector(nn.Module):
         batch_size: int = 16,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        check_geometry(image_size, smoothing_sigma)
-        self.image_size, self.epochs = image_size, epochs
-        self.batch_size, self.seed = batch_size, seed
+        super().__init__(
+            None, image_size=image_size, smoothing_sigma=smoothing_sigma, code=code,
+            epochs=epochs, batch_size=batch_size, seed=seed,
+        )  # fmt: skip
+        self.epochs, self.batch_size, self.seed = epochs, batch_size, seed
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(seed, STUDENTS).initial_seed())
             self.encoder = nn.Sequential(
@@ -45,9 +45,8 @@ class AutoencoderDetector(nn.Module):
             self.decoder = nn.Sequential(
                 *_up(code, 64), *_up(64, 32), *_up(32, 16), nn.Conv2d(16, 3, 3, padding=1)
             )
-        self.smoothing = GaussianSmoothing(smoothing_sigma)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def redraw(self, images: Tensor) -> Tensor:
         """Redraw images (B, 3, H, W) in [0, 1]."""
         return torch.sigmoid(self.decoder(self.encoder(images)))
 
@@ -61,15 +60,20 @@ class AutoencoderDetector(nn.Module):
             for chosen in order.split(self.batch_size):
                 batch = to_tensor(images[chosen.numpy()], device)
                 optimizer.zero_grad(set_to_none=True)
-                F.mse_loss(self(batch), batch).backward()
+                F.mse_loss(self.redraw(batch), batch).backward()
                 optimizer.step()
         self.eval()
 
     @torch.no_grad()
+    def forward(self, images: Tensor) -> Prediction:
+        """Score images (B, 3, H, W) in [0, 1] by the squared error, mean over the colours."""
+        error = (self.redraw(images) - images).square().mean(1, keepdim=True)
+        smooth = self.smoothing(error)
+        return Prediction(smooth, smooth.squeeze(1), smooth.flatten(1).amax(1))
+
     def maps_by_method(self, images: Tensor) -> dict[str, Tensor]:
-        """Smoothed squared error (B, H, W), mean over the colours, in [0, 1]."""
-        error = (self(images) - images).square().mean(1, keepdim=True)
-        return {self.name: self.smoothing(error).squeeze(1)}
+        """The smoothed squared error (B, H, W), in [0, 1]."""
+        return {self.name: self(images).fused_map}
 
 
 def _down(inputs: int, outputs: int) -> tuple[nn.Module, ...]:

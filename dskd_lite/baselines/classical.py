@@ -2,71 +2,89 @@
 
 Each reads *patches*: at every position of E2's grid the features of E1, E2 and E3 around it, one
 vector of C values. ``fit(images)`` learns what is normal; ``maps_by_method(images)`` gives the
-distance from it.
+distance from it. What ``fit`` learned are arrays, which is all that a saved detector holds of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
+from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.neighbors import NearestNeighbors
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.random_projection import GaussianRandomProjection
 from sklearn.svm import OneClassSVM
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from dskd_lite.anomaly_maps import COMPARED_STAGES, GaussianSmoothing
-from dskd_lite.detector import check_geometry
+from dskd_lite.anomaly_maps import COMPARED_STAGES
+from dskd_lite.detector import Prediction, StoredDetector
 from dskd_lite.errors import InputError
 from dskd_lite.teacher import Teacher
 from dskd_lite.training import to_tensor
 
 BATCH = 16
+LEARNED = "learned."
 
 
-class PatchDetector(nn.Module):
+class PatchDetector(StoredDetector):
     """Turns images into patches, and distances of patches into a smooth map at image size.
 
     ``image_size``: side in pixels, a multiple of 32. ``smoothing_sigma``: Gaussian filter on the
-    map, in pixels. ``seed``: of every random choice. A subclass has a ``name`` and defines ``fit``
-    and ``distances``. Raises InputError for an image size or a sigma that does not fit.
+    map, in pixels. ``seed``: of every random choice; ``options``: the subclass's own. A subclass
+    has a ``name`` and defines ``fit``, which fills ``learned``, and ``distances``, which reads it.
+    Raises InputError for an image size or a sigma that does not fit.
     """
 
     name: str
+    teacher: Teacher
 
     def __init__(
-        self, teacher: Teacher, image_size: int, smoothing_sigma: float = 4.0, seed: int = 0
+        self, teacher: Teacher, image_size: int, smoothing_sigma: float, seed: int, **options: Any
     ) -> None:
-        super().__init__()
-        check_geometry(image_size, smoothing_sigma)
-        self.teacher = teacher
-        self.image_size = image_size
-        self.smoothing = GaussianSmoothing(smoothing_sigma)
+        super().__init__(
+            teacher, image_size=image_size, smoothing_sigma=smoothing_sigma, seed=seed, **options
+        )
         self.seed = seed
+        self.learned: dict[str, np.ndarray] = {}
 
     def fit(self, images: np.ndarray) -> None:
         """Learn from normal images, uint8 (N, H, W, 3); InputError if there are fewer than two."""
         raise NotImplementedError
+
+    def tensors(self) -> dict[str, Tensor]:
+        learned = {LEARNED + name: torch.from_numpy(a) for name, a in self.learned.items()}
+        return self.state_dict() | learned
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        self.learned = {
+            name.removeprefix(LEARNED): tensor.numpy()
+            for name, tensor in tensors.items()
+            if name.startswith(LEARNED)
+        }
+        super().restore({n: t for n, t in tensors.items() if not n.startswith(LEARNED)})
 
     def distances(self, patches: np.ndarray) -> np.ndarray:
         """Turn patches (B, h*w, C) into distances from normality, (B, h*w)."""
         raise NotImplementedError
 
     def patches(self, images: Tensor) -> Tensor:
-        """Turn images (B, 3, H, W) in [0, 1] into patches (B, h, w, C) on E2's grid, H / 8.
+        """Turn images (B, 3, H, W) in [0, 1] into patches (B, h, w, C) on E2's grid.
 
         E1 and E3 are resized bilinearly; each vector is the mean over 3x3 positions, so that it
         knows its surroundings (the "locally aware" patches of PatchCore, Roth et al., 2022).
         """
-        features = self.teacher(images.to(self.teacher.mean.device), stages=COMPARED_STAGES)
+        with self.mixed_precision():
+            features = self.teacher(images.to(self.teacher.mean.device), stages=COMPARED_STAGES)
         grid = features[1].shape[-2:]
-        resized = [F.interpolate(f, grid, mode="bilinear", align_corners=False) for f in features]
+        resized = [
+            F.interpolate(f.float(), grid, mode="bilinear", align_corners=False) for f in features
+        ]
         mean = F.avg_pool2d(torch.cat(resized, 1), 3, 1, padding=1, count_include_pad=False)
         return mean.permute(0, 2, 3, 1)
 
@@ -94,14 +112,19 @@ class PatchDetector(nn.Module):
         return self.read(images, draw)
 
     @torch.no_grad()
-    def maps_by_method(self, images: Tensor) -> dict[str, Tensor]:
-        """One map (B, H, W) of images (B, 3, H, W) in [0, 1], under the detector's name."""
+    def forward(self, images: Tensor) -> Prediction:
+        """Score images (B, 3, H, W) in [0, 1] by one map."""
         patches = self.patches(images)
         distances = self.distances(patches.flatten(1, 2).cpu().numpy()).astype(np.float32)
         grid = torch.from_numpy(distances).to(patches.device).view(patches.shape[:3])
         size = images.shape[-2:]
         maps = F.interpolate(grid.unsqueeze(1), size, mode="bilinear", align_corners=False)
-        return {self.name: self.smoothing(maps).squeeze(1)}
+        smooth = self.smoothing(maps)
+        return Prediction(smooth, smooth.squeeze(1), smooth.flatten(1).amax(1))
+
+    def maps_by_method(self, images: Tensor) -> dict[str, Tensor]:
+        """One map (B, H, W) of images (B, 3, H, W) in [0, 1], under the detector's name."""
+        return {self.name: self(images).fused_map}
 
 
 class OneClassSVMDetector(PatchDetector):
@@ -121,14 +144,29 @@ class OneClassSVMDetector(PatchDetector):
         seed: int = 0,
         nu: float = 0.1,
     ) -> None:
-        super().__init__(teacher, image_size, smoothing_sigma, seed)
-        self.machine = make_pipeline(StandardScaler(), OneClassSVM(nu=nu))
+        super().__init__(teacher, image_size, smoothing_sigma, seed, nu=nu)
+        self.nu = nu
 
     def fit(self, images: np.ndarray) -> None:
-        self.machine.fit(self.read(images, lambda patches: patches.mean(1)))
+        features = self.read(images, lambda patches: patches.mean(1)).astype(np.float64)
+        scaler = StandardScaler().fit(features)
+        scaled = scaler.transform(features)
+        gamma = 1 / max(scaled.shape[1] * scaled.var(), 1e-12)  # scikit-learn's "scale"
+        machine = OneClassSVM(nu=self.nu, gamma=gamma).fit(scaled)
+        self.learned = {
+            "mean": scaler.mean_,
+            "scale": scaler.scale_,
+            "gamma": np.array([gamma]),
+            "vectors": machine.support_vectors_,
+            "coefficients": machine.dual_coef_[0],
+            "offset": machine.intercept_,
+        }
 
     def distances(self, patches: np.ndarray) -> np.ndarray:
-        oddness = -self.machine.decision_function(patches.mean(1))
+        known = self.learned
+        scaled = (patches.mean(1) - known["mean"]) / known["scale"]
+        kernel = rbf_kernel(scaled, known["vectors"], float(known["gamma"][0]))
+        oddness = -(kernel @ known["coefficients"] + known["offset"])
         return np.broadcast_to(oddness[:, None], patches.shape[:2])
 
 
@@ -151,16 +189,19 @@ class PCADetector(PatchDetector):
         variance: float = 0.9,
         most_patches: int = 20_000,
     ) -> None:
-        super().__init__(teacher, image_size, smoothing_sigma, seed)
-        self.most_patches = most_patches
-        self.pca = PCA(variance)
+        super().__init__(
+            teacher, image_size, smoothing_sigma, seed, variance=variance, most_patches=most_patches
+        )
+        self.variance, self.most_patches = variance, most_patches
 
     def fit(self, images: np.ndarray) -> None:
-        self.pca.fit(self.random_patches(images, self.most_patches))
+        pca = PCA(self.variance).fit(self.random_patches(images, self.most_patches))
+        self.learned = {"mean": pca.mean_, "components": pca.components_}
 
     def distances(self, patches: np.ndarray) -> np.ndarray:
-        flat = patches.reshape(-1, patches.shape[-1])
-        off_plane = flat - self.pca.inverse_transform(self.pca.transform(flat))
+        centred = patches.reshape(-1, patches.shape[-1]) - self.learned["mean"]
+        components = self.learned["components"]
+        off_plane = centred - centred @ components.T @ components
         return np.linalg.norm(off_plane, axis=1).reshape(patches.shape[:2])
 
 
@@ -183,7 +224,9 @@ class GaussianDetector(PatchDetector):
         channels: int = 100,
         most_images: int = 500,
     ) -> None:
-        super().__init__(teacher, image_size, smoothing_sigma, seed)
+        super().__init__(
+            teacher, image_size, smoothing_sigma, seed, channels=channels, most_images=most_images
+        )
         self.most_images = most_images
         rng = np.random.default_rng(seed)
         self.kept = rng.permutation(sum(teacher.channels[:COMPARED_STAGES]))[:channels]
@@ -192,12 +235,17 @@ class GaussianDetector(PatchDetector):
         chosen = np.random.default_rng(self.seed).permutation(len(images))[: self.most_images]
         patches = self.read(images[np.sort(chosen)], lambda patches: patches[..., self.kept])
         fits = [LedoitWolf().fit(patches[:, position]) for position in range(patches.shape[1])]
-        self.means = np.stack([fit.location_ for fit in fits])
-        self.precisions = np.stack([fit.precision_ for fit in fits])
+        self.learned = {
+            "kept": self.kept,
+            "means": np.stack([fit.location_ for fit in fits]),
+            "precisions": np.stack([fit.precision_ for fit in fits]),
+        }
 
     def distances(self, patches: np.ndarray) -> np.ndarray:
-        centred = (patches[..., self.kept] - self.means).swapaxes(0, 1)  # (h*w, B, channels)
-        squared = ((centred @ self.precisions) * centred).sum(-1)
+        known = self.learned
+        centred = patches[..., known["kept"]] - known["means"]
+        centred = centred.swapaxes(0, 1)  # (h*w, B, channels)
+        squared = ((centred @ known["precisions"]) * centred).sum(-1)
         return np.sqrt(squared.clip(0)).T
 
 
@@ -220,16 +268,20 @@ class NearestPatchesDetector(PatchDetector):
         remembered: int = 2_000,
         most_patches: int = 20_000,
     ) -> None:
-        super().__init__(teacher, image_size, smoothing_sigma, seed)
-        self.remembered, self.most_patches = remembered, most_patches
-        self.memory = NearestNeighbors(n_neighbors=neighbours)
+        super().__init__(
+            teacher, image_size, smoothing_sigma, seed,
+            neighbours=neighbours, remembered=remembered, most_patches=most_patches,
+        )  # fmt: skip
+        self.neighbours, self.remembered = neighbours, remembered
+        self.most_patches = most_patches
 
     def fit(self, images: np.ndarray) -> None:
         patches = self.random_patches(images, self.most_patches)
-        self.memory.fit(patches[greedy_coreset(patches, self.remembered, self.seed)])
+        self.learned = {"memory": patches[greedy_coreset(patches, self.remembered, self.seed)]}
 
     def distances(self, patches: np.ndarray) -> np.ndarray:
-        distances, _ = self.memory.kneighbors(patches.reshape(-1, patches.shape[-1]))
+        memory = NearestNeighbors(n_neighbors=self.neighbours).fit(self.learned["memory"])
+        distances, _ = memory.kneighbors(patches.reshape(-1, patches.shape[-1]))
         return distances.mean(1).reshape(patches.shape[:2])
 
 

@@ -179,7 +179,7 @@ def _check_mask_sizes(samples: Sequence[Sample]) -> None:
     for sample in samples:
         if sample.mask is None:
             continue
-        image_size, mask_size = _size_of(sample.path), _size_of(sample.mask)
+        image_size, mask_size = size_of(sample.path), size_of(sample.mask)
         if image_size != mask_size:
             raise InputError(
                 f"{sample.mask} is {mask_size[0]}x{mask_size[1]} pixels but its image "
@@ -192,7 +192,7 @@ def check_sizes(paths: Sequence[Path]) -> None:
 
     Raises InputError naming two images that differ, or one that is damaged.
     """
-    sizes = {path: _size_of(path) for path in paths}
+    sizes = {path: size_of(path) for path in paths}
     first, *others = paths
     for path in others:
         if sizes[path] != sizes[first]:
@@ -203,7 +203,8 @@ def check_sizes(paths: Sequence[Path]) -> None:
             )
 
 
-def _size_of(path: Path) -> tuple[int, int]:
+def size_of(path: Path) -> tuple[int, int]:
+    """Width and height of an image in pixels; raises InputError if it is damaged."""
     try:
         with Image.open(path) as image:
             return image.size
