@@ -217,9 +217,15 @@ def main() -> None:
     else:
         print("\nanomalib: not measured (add --install-anomalib)")
 
-    print("\n| peak memory on top of the maps | over the bytes of the maps | goal |\n|---|---|---|")
+    half = np.zeros_like(masks)
+    half[:, : options.size // 2] = True
+    print(
+        "\n| peak memory on top of the maps | over the bytes of the maps "
+        "| if half of the pixels are defective | goal |\n|---|---|---|---|"
+    )
     for metric in (auroc, aupro, legacy_pro):
-        print(f"| `{metric.__name__}` | {peak_memory(metric, maps, masks):.2f}× | 3× |")
+        usual, most = (peak_memory(metric, maps, m) for m in (masks, half))
+        print(f"| `{metric.__name__}` | {usual:.2f}× | {most:.2f}× | 3× |")
 
 
 if __name__ == "__main__":

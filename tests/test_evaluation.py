@@ -4,12 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from sklearn.metrics import f1_score, precision_score, recall_score
 
 from dskd_lite import report
+from dskd_lite.baselines.rd4ad import RD4AD
 from dskd_lite.datasets.folder import Category, Sample
-from dskd_lite.detector import Thresholds
-from dskd_lite.evaluation import Evaluation
+from dskd_lite.detector import DSKD, Thresholds
+from dskd_lite.evaluation import Evaluation, score_images
+from dskd_lite.experiment import prepare_detector
+from dskd_lite.prediction import predict
+from dskd_lite.teacher import Teacher
 
 SIZE = 12
 
@@ -71,3 +77,31 @@ def test_report_tells_the_verdicts() -> None:
     assert images.startswith("images above 9:") and pixels.startswith("pixels above 3:")
     assert f"precision {100 * v.precision:.1f}, recall {100 * v.recall:.1f}" in images
     assert images in report.section(evaluation, thresholds)
+
+
+@pytest.mark.parametrize("kind", [DSKD, RD4AD])
+def test_evaluation_and_prediction_score_alike(kind: type, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    detector = kind(Teacher("offline"), 64).eval()
+    images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3)).astype(np.uint8)
+    for index, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{index}.png")
+    maps = list(score_images(detector, images, batch_size=2).values())[-1]
+    verdicts = predict(detector, tmp_path, tmp_path / "out")
+    assert [v.score for v in verdicts] == pytest.approx(maps.max(axis=(1, 2)), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [DSKD, RD4AD])
+def test_bf16_changes_scores_by_its_rounding_and_maps_stay_float32(kind: type) -> None:
+    torch.manual_seed(0)
+    detector = kind(Teacher("offline"), 64).eval()
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        exact = detector(images)
+        prepare_detector(detector, "cpu", "bf16")
+        mixed = detector(images)
+    for value, reference in zip(mixed, exact, strict=True):
+        assert value.dtype == torch.float32
+        assert not torch.equal(value, reference)
+        difference = (value - reference).abs().max() / reference.abs().max()
+        assert difference < 0.05  # bf16 keeps 8 bits; a dozen layers add up
