@@ -9,6 +9,9 @@ from typing import Any, Literal
 import tyro
 
 TeacherName = Literal["wide_resnet50_2", "resnet50", "resnet34", "resnet18", "offline"]
+Method = Literal[
+    "dskd", "rd4ad", "one-class-svm", "pca", "gaussian", "nearest-patches", "autoencoder"
+]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -22,8 +25,9 @@ class Config:
     several categories."""
     out: Path = Path("runs/run")
     """Folder for the report, the model and the checkpoint."""
-    method: Literal["dskd", "rd4ad"] = "dskd"
-    """What is trained: DSKD, or its peer RD4AD with one student and no fusion."""
+    method: Method = "dskd"
+    """What is trained: DSKD, its peer RD4AD with one student and no fusion, or what came before:
+    statistics of the teacher's features, or an autoencoder on pixels."""
     teacher: TeacherName = "wide_resnet50_2"
     """Pretrained backbone; offline ships with the package."""
     teacher_weights: str = "pretrained"
@@ -32,8 +36,11 @@ class Config:
     """procedural, or a folder of images: the external source of synthetic noise."""
     image_size: int = 256
     """Side in pixels that images are resized to; a multiple of 32."""
+    stem_stride: bool = True
+    """Stem with stride and max-pool, as ImageNet's networks; without, features are four times as
+    high and wide: for images of about 32 pixels."""
     epochs: int = 200
-    """Passes over the normal images that train the students."""
+    """Passes over the normal images that train the students (or the autoencoder)."""
     batch_size: int = 16
     """Images per step, over all processes."""
     learning_rate: float = 0.005
@@ -47,16 +54,18 @@ class Config:
     smoothing_sigma: float = 4.0
     """Gaussian filter on the score maps, in pixels."""
     fusion: Literal["recommended", "paper"] = "recommended"
-    """Recommended: weights of one sign on maps divided by their normal mean, pulled towards the
-    manual mix; paper: raw, free."""
-    fusion_pull: float = 0.2
-    """How strongly the recommended fusion is pulled towards the manual mix; 0 lets it go."""
+    """Recommended: weights between the manual mix and the maps' inverse variances on normal images;
+    paper: raw maps, free weights."""
     fusion_epochs: int = 20
     """Passes over the noised images that train the six fusion weights."""
     opacity: tuple[float, float] = (0.15, 1.0)
     """Range of the noise's opacity."""
     octaves: tuple[int, int] = (0, 5)
     """Perlin frequencies are 2^k cells per image, k from this range; small k makes large blobs."""
+    noise_on: str = "anywhere"
+    """Where noise may fall: anywhere; object, found by its colour before the border's; a mask image
+    for all training images; or a folder of masks named as they are (of several categories, with a
+    subfolder each). White is where it may fall."""
     holdout: float = 0.1
     """Share of the normal images kept from the students, for map scales and thresholds."""
     false_positive_rate: float = 0.05

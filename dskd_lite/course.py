@@ -35,7 +35,6 @@ from dskd_lite.teacher import OFFLINE_WEIGHTS
 from dskd_lite.training import (
     Report,
     Step,
-    normal_means,
     split_holdout,
     train_fusion,
     train_students,
@@ -143,12 +142,9 @@ def _train_fusion(detector: DSKD, fitted: np.ndarray, held_out: np.ndarray, conf
     size, device = config.image_size, detector.fusion.weight.device
     textures = ProceduralTextures(image_size=size, seed=config.seed)
     noise = SyntheticNoise(textures, (size, size), config.opacity, config.octaves)
-    recommended = config.fusion == "recommended"
-    if recommended:
-        detector.fusion.input_scale.copy_(normal_means(detector, held_out))
     train_fusion(
         detector, fitted, noise, config.fusion_epochs, config.batch_size, seed=config.seed,
-        pull=config.fusion_pull if recommended else 0.0,
+        held_out=held_out if config.fusion == "recommended" else None,
     )  # fmt: skip
     maps = score_images(detector, held_out, config.batch_size, device)["fused"]
     detector.thresholds = fit_thresholds(maps, config.false_positive_rate)

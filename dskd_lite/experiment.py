@@ -10,25 +10,34 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
 from dskd_lite import report
+from dskd_lite.baselines import CLASSES, make_detector
+from dskd_lite.baselines.autoencoder import AutoencoderDetector
 from dskd_lite.baselines.rd4ad import RD4AD
 from dskd_lite.config import Config
 from dskd_lite.datasets.cache import decoded_images
 from dskd_lite.datasets.folder import Category, check_sizes, find_categories, scan_category
 from dskd_lite.datasets.textures import ProceduralTextures, TextureFolder
-from dskd_lite.detector import DSKD, saved_kind, versions
+from dskd_lite.detector import (
+    DSKD,
+    DistillationDetector,
+    StoredDetector,
+    saved_kind,
+    versions,
+)
 from dskd_lite.errors import InputError
 from dskd_lite.evaluation import evaluate, fit_thresholds, score_images
+from dskd_lite.foreground import object_masks, read_regions
 from dskd_lite.seeding import STUDENTS, generator
 from dskd_lite.storage import read_json, whole_file, write_json
 from dskd_lite.synthetic_noise import SyntheticNoise
 from dskd_lite.teacher import Teacher
 from dskd_lite.training import (
     Step,
-    normal_means,
     split_holdout,
     train_fusion,
     train_students,
@@ -80,7 +89,7 @@ def choose_accelerator(device: str, precision: str) -> Accelerator:
     )
 
 
-def prepare_detector(detector: DSKD | RD4AD, device: str, precision: str) -> torch.device:
+def prepare_detector(detector: StoredDetector, device: str, precision: str) -> torch.device:
     """Put a detector on the device, to score there in this precision; returns the device.
 
     Raises InputError as ``choose_accelerator``.
@@ -103,19 +112,24 @@ def run(config: Config, display: Display | None = None) -> dict[str, Any]:
     if not config.mixed_sizes:
         for category in categories:
             check_sizes(category.train + tuple(s.path for s in category.test))
-    _check_numbers(config)
+    check_numbers(config)
     accelerator = choose_accelerator(config.device, config.precision)
     if not accelerator.is_main_process:
         display = Silent()
-    noise = _noise(config)
+    noise = new_noise(config)
+    regions = [_regions(config, category) for category in categories]
     new_detector(config)  # so that a teacher that does not load stops here
     if len(categories) == 1:
-        return _run_category(config, categories[0], config.out, noise, accelerator, display)[0]
+        return _run_category(
+            config, categories[0], config.out, noise, regions[0], accelerator, display
+        )[0]
     reports, sections = [], []
-    for number, category in enumerate(categories, start=1):
+    for number, (category, region) in enumerate(zip(categories, regions, strict=True), start=1):
         display.say(f"{category.name} ({number} of {len(categories)})")
         folder = config.out / category.name
-        content, section = _run_category(config, category, folder, noise, accelerator, display)
+        content, section = _run_category(
+            config, category, folder, noise, region, accelerator, display
+        )
         reports.append(content)
         sections.append(section)
     content = {
@@ -146,13 +160,14 @@ def _run_category(
     category: Category,
     folder: Path,
     noise: SyntheticNoise,
+    regions: np.ndarray | None,
     accelerator: Accelerator,
     display: Display,
 ) -> tuple[dict[str, Any], str]:
     seconds: dict[str, float] = {}
     cache = config.out.parent / ".cache"
     device = accelerator.device
-    with _timed(seconds, "decode"):
+    with timed(seconds, "decode"):
         normal, test = (
             decoded_images(paths, config.image_size, cache, display.counter(title, len(paths)))
             for title, paths in (
@@ -160,40 +175,10 @@ def _run_category(
                 ("read test", tuple(s.path for s in category.test)),
             )
         )
-    fitted, held_out = split_holdout(len(normal), config.holdout, config.seed)
-    detector = new_detector(config)
-    with _timed(seconds, "train_students"):
-        train_students(
-            detector,
-            normal[fitted],
-            config.epochs,
-            config.batch_size,
-            config.learning_rate,
-            config.loss,
-            config.seed,
-            accelerator,
-            folder / CHECKPOINT,
-            config.resume,
-            display.steps("students"),
-        )
-    with _timed(seconds, "train_fusion"):
-        if isinstance(detector, DSKD):
-            if config.fusion == "recommended":
-                detector.fusion.input_scale.copy_(normal_means(detector, normal[held_out]))
-            train_fusion(
-                detector,
-                normal[fitted],
-                noise,
-                config.fusion_epochs,
-                config.batch_size,
-                seed=config.seed,
-                pull=config.fusion_pull if config.fusion == "recommended" else 0.0,
-                report=display.steps("fusion"),
-            )
-        held_maps = score_images(detector, normal[held_out], config.batch_size, device)
-        final = list(held_maps.values())[-1]  # the last rung of the ablation is what is used
-        detector.thresholds = fit_thresholds(final, config.false_positive_rate)
-    with _timed(seconds, "evaluate"):
+    detector, images = train_detector(
+        config, normal, noise, regions, accelerator, display, seconds, folder / CHECKPOINT
+    )
+    with timed(seconds, "evaluate"):
         progress = display.counter("evaluate", len(test))
         evaluation = evaluate(detector, category, test, config.batch_size, device, progress)
         section = report.section(evaluation, detector.thresholds) if len(test) else ""
@@ -206,7 +191,7 @@ def _run_category(
         "fusion_weights": (
             detector.fusion.map_weights.tolist() if isinstance(detector, DSKD) else None
         ),
-        "images": {"train": len(fitted), "held_out": len(held_out), "test": len(test)},
+        "images": images | {"test": len(test)},
         "notes": evaluation.notes,
         "seconds": seconds,
         "versions": versions(),
@@ -217,22 +202,91 @@ def _run_category(
     return content, section
 
 
-def new_detector(config: Config) -> DSKD | RD4AD:
+def train_detector(
+    config: Config,
+    normal: np.ndarray,
+    noise: SyntheticNoise,
+    regions: np.ndarray | None,
+    accelerator: Accelerator,
+    display: Display,
+    seconds: dict[str, float],
+    checkpoint: Path | None = None,
+) -> tuple[StoredDetector, dict[str, int]]:
+    """Train a detector as the options say on normal images, uint8 (N, H, W, 3), thresholds too.
+
+    ``regions`` (N, H, W) bool: where noise may fall, if masks were given. ``seconds`` gets what
+    each part took. Returns the detector and how many images trained it and were held out.
+    """
+    device = accelerator.device
+    fitted, held_out = split_holdout(len(normal), config.holdout, config.seed)
+    detector = new_detector(config)
+    with timed(seconds, "train_students"):
+        if isinstance(detector, DistillationDetector):
+            train_students(
+                detector,
+                normal[fitted],
+                config.epochs,
+                config.batch_size,
+                config.learning_rate,
+                config.loss,
+                config.seed,
+                accelerator,
+                checkpoint,
+                config.resume,
+                display.steps("students"),
+            )
+        else:
+            detector.to(device).fit(normal[fitted])
+    with timed(seconds, "train_fusion"):
+        if isinstance(detector, DSKD):
+            allowed = None if regions is None else regions[fitted]
+            if config.noise_on == "object":
+                allowed = object_masks(normal[fitted])
+            train_fusion(
+                detector,
+                normal[fitted],
+                noise,
+                config.fusion_epochs,
+                config.batch_size,
+                seed=config.seed,
+                held_out=normal[held_out] if config.fusion == "recommended" else None,
+                allowed=allowed,
+                report=display.steps("fusion"),
+            )
+        held_maps = score_images(detector, normal[held_out], config.batch_size, device)
+        final = list(held_maps.values())[-1]  # the last rung of the ablation is what is used
+        detector.thresholds = fit_thresholds(final, config.false_positive_rate)
+    return detector, {"train": len(fitted), "held_out": len(held_out)}
+
+
+def new_detector(config: Config) -> StoredDetector:
     """A detector as the options say, students at random from the seed."""
-    if config.method == "rd4ad":
-        return RD4AD(
-            Teacher(config.teacher, config.teacher_weights),
+    if config.method == "autoencoder":
+        return AutoencoderDetector(
             config.image_size,
             config.smoothing_sigma,
-            config.loss,
-            config.epochs,
-            config.batch_size,
-            config.seed,
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            seed=config.seed,
         )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # a random teacher comes from the seed as well
         torch.manual_seed(generator(config.seed, STUDENTS).initial_seed())
+        teacher = Teacher(config.teacher, config.teacher_weights, config.stem_stride)
+        if config.method == "rd4ad":
+            return RD4AD(
+                teacher,
+                config.image_size,
+                config.smoothing_sigma,
+                config.loss,
+                config.epochs,
+                config.batch_size,
+                config.seed,
+            )
+        if config.method != "dskd":
+            options = {"seed": config.seed, "smoothing_sigma": config.smoothing_sigma}
+            return make_detector(config.method, teacher, config.image_size, **options)
         return DSKD(
-            Teacher(config.teacher, config.teacher_weights),
+            teacher,
             config.image_size,
             config.skip,
             config.attention,
@@ -241,7 +295,8 @@ def new_detector(config: Config) -> DSKD | RD4AD:
         )
 
 
-def _noise(config: Config) -> SyntheticNoise:
+def new_noise(config: Config) -> SyntheticNoise:
+    """The noise that the options name; raises InputError if there are no textures."""
     size = config.image_size
     textures = (
         ProceduralTextures(image_size=size, seed=config.seed)
@@ -251,13 +306,21 @@ def _noise(config: Config) -> SyntheticNoise:
     return SyntheticNoise(textures, (size, size), config.opacity, config.octaves)
 
 
-def _check_numbers(config: Config) -> None:
+def _regions(config: Config, category: Category) -> np.ndarray | None:
+    """Masks of where noise may fall in each training image, (N, H, W) bool, if they are given."""
+    if config.noise_on in ("anywhere", "object"):
+        return None
+    source = Path(config.noise_on)
+    own = source / category.name
+    return read_regions(own if own.is_dir() else source, category.train, config.image_size)
+
+
+def check_numbers(config: Config) -> None:
+    """Raise InputError for a number among the options that is out of range."""
     for name, least in (("epochs", 1), ("fusion_epochs", 1), ("batch_size", 2)):
         if getattr(config, name) < least:
             option = name.replace("_", "-")
             raise InputError(f"--{option} {getattr(config, name)} must be at least {least}")
-    if config.fusion_pull < 0:
-        raise InputError(f"--fusion-pull {config.fusion_pull} must be at least 0")
     if not 0 < config.false_positive_rate < 1:
         raise InputError(f"--false-positive-rate {config.false_positive_rate} must lie in (0, 1)")
 
@@ -268,19 +331,19 @@ def _json_config(config: Config) -> dict[str, Any]:
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Write into ``seconds`` how long the block took."""
     start = time.perf_counter()
     yield
     seconds[name] = round(time.perf_counter() - start, 2)
 
 
-def load_run(folder: Path) -> DSKD | RD4AD:
+def load_run(folder: Path) -> StoredDetector:
     """The detector of a run: give the run's folder, or the model's."""
     model = folder / MODEL if (folder / MODEL).is_dir() else folder
     if not model.is_dir():
         raise InputError(f"{folder} is not a folder: give one that `dskd train` wrote")
-    kind = RD4AD if saved_kind(model) == RD4AD.__name__ else DSKD
-    return kind.load(model)
+    return {cls.__name__: cls for cls in (DSKD, *CLASSES)}.get(saved_kind(model), DSKD).load(model)
 
 
 def evaluate_run(
@@ -308,7 +371,7 @@ def evaluate_run(
     target = prepare_detector(detector, device, precision)
     paths = tuple(sample.path for sample in category.test)
     seconds: dict[str, float] = {}
-    with _timed(seconds, "evaluate"):
+    with timed(seconds, "evaluate"):
         cache = out.parent / ".cache"
         progress = display.counter("read test", len(paths))
         test = decoded_images(paths, detector.image_size, cache, progress)

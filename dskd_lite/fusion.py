@@ -29,6 +29,25 @@ def manual_weights(input_scale: Tensor) -> Tensor:
     return shares * input_scale / (shares * input_scale).sum()
 
 
+def inverse_variance_weights(input_scale: Tensor, variances: Tensor) -> Tensor:
+    """Weights (6,), sum 1, of maps divided by ``input_scale`` (6,): one over each one's variance.
+
+    ``variances`` (6,) are those of the undivided maps on normal images, over images and positions.
+    Of all mixes this one tells a defect best that raises every map by the same factor, if the maps
+    vary independently of each other (Fisher's linear discriminant with a diagonal covariance).
+    """
+    weights = input_scale.square() / variances
+    return weights / weights.sum()
+
+
+def mix_between(first: Tensor, second: Tensor, place: Tensor) -> Tensor:
+    """Weights on the line from ``first`` (6,), place 0, to ``second`` (6,), place 1, in logarithms.
+
+    Both ends are positive, and so is everything between.
+    """
+    return torch.exp((1 - place) * first.log() + place * second.log())
+
+
 def dice_loss(prediction: Tensor, mask: Tensor) -> Tensor:
     """Dice loss of Eq. (4), per image, then the mean: a scalar in [0, 1].
 

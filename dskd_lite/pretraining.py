@@ -64,10 +64,10 @@ class Pretraining:
     resume: bool = False
     """Go on from the checkpoint in ``out``."""
     seed: int = 0
-    steps: int = 10000
+    steps: int = 24000
     batch_pixels: int = 64 * 64 * 64
     """Pixels of a batch: 64 images at 64 px, 28 at 96 px, 16 at 128 px."""
-    image_sizes: tuple[int, ...] = (64, 64, 64, 96, 128)
+    image_sizes: tuple[int, ...] = (64, 96, 128)
     """The size of each step's images is drawn from these."""
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
@@ -77,10 +77,10 @@ class Pretraining:
     """Textures made at a time; the oldest sheet leaves the pool when a new one comes."""
     pool: int = 48
     """Sheets in the pool."""
-    steps_per_sheet: int = 8
+    steps_per_sheet: int = 12
     validation: int = 128
     """Textures to calibrate on, and as many held out to report the matching error on."""
-    save_every: int = 1250
+    save_every: int = 2000
     """Steps between checkpoints, each with a validation and a teacher file."""
 
 

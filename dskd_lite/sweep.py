@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tyro
 
-from dskd_lite.config import Config
+from dskd_lite.config import Config, Method, Precision
 from dskd_lite.errors import InputError
 from dskd_lite.storage import whole_file
 
@@ -26,7 +26,7 @@ class Sweep:
     """Categories in MVTec layout, or folders of several."""
     out: Path = Path("runs/sweep")
     """Folder for results.jsonl and the runs; one that holds results goes on where it stopped."""
-    methods: tuple[Literal["dskd", "rd4ad"], ...] = ("dskd",)
+    methods: tuple[Method, ...] = ("dskd",)
     """What to train."""
     teachers: tuple[str, ...] = ("wide_resnet50_2",)
     """Backbones, each NAME or NAME=WEIGHTS (pretrained, random or a file)."""
@@ -35,11 +35,14 @@ class Sweep:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds."""
     variants: tuple[str, ...] = ("",)
-    """Further options of `dskd train` for each variant, e.g. "" "--no-skip" "--loss flattened"."""
+    """Further options of `dskd train` for each variant, without their dashes: "" no-skip
+    "no-skip no-attention" loss=flattened octaves=0,3."""
     epochs: int = 200
     """Passes over the normal images that train the students."""
     textures: str = "procedural"
     """External source of synthetic noise."""
+    precision: Precision = "auto"
+    """Auto: bf16 or fp16 on a GPU, fp32 on a CPU."""
     scheduler: str | None = None
     """Address of a dask scheduler; a cluster on this machine if not given."""
     workers: int = 1
@@ -71,10 +74,10 @@ def jobs(options: Sweep, parse: Callable[[list[str]], Config]) -> Iterator[Job]:
         options.variants,
     ):  # fmt: skip
         name, _, weights = teacher.partition("=")
-        base = parse([str(root), "--teacher", name, *variant.split()])
+        base = parse([str(root), "--teacher", name, *_arguments(variant)])
         label = name + (f"-{Path(weights).stem}" if weights else "")
         parts = [root.name, method, label, size, f"e{options.epochs}", *variant.split(), f"s{seed}"]
-        key = "_".join(str(part).strip("-") for part in parts)
+        key = "_".join(str(part) for part in parts)
         if key in names:
             raise InputError(f"two runs of the sweep are called {key}: rename one of the folders")
         names.add(key)
@@ -88,12 +91,22 @@ def jobs(options: Sweep, parse: Callable[[list[str]], Config]) -> Iterator[Job]:
                 seed=seed,
                 epochs=options.epochs,
                 textures=options.textures,
+                precision=options.precision,
                 out=options.out / key,
                 mixed_sizes=True,
                 resume=True,
                 device="cpu" if options.scheduler is None else "auto",
             ),
         )
+
+
+def _arguments(variant: str) -> list[str]:
+    """``no-skip octaves=0,3`` as `dskd train` reads it: --no-skip --octaves 0 3."""
+    arguments = []
+    for word in variant.split():
+        name, _, values = word.partition("=")
+        arguments += [f"--{name}", *(values.split(",") if values else ())]
+    return arguments
 
 
 def read_results(file: Path) -> list[dict[str, Any]]:
@@ -125,6 +138,9 @@ def run_sweep(
 
     file = options.out / RESULTS
     rows = {row["key"]: row for row in read_results(file)}
+    for job in planned:
+        if job.key in rows:
+            check_same_options(job, rows[job.key], file)
     waiting = [job for job in planned if job.key not in rows]
     say(f"{len(planned)} runs, {len(planned) - len(waiting)} done before")
     failed: list[str] = []
@@ -144,7 +160,7 @@ def run_sweep(
                     say(f"failed: {failed[-1]}")
                     continue
                 rows[job.key] = future.result()
-                _write(file, rows.values())
+                write_results(file, rows.values())
                 say(f"done: {job.key} ({len(rows)} of {len(planned)})")
         if cluster is not None:
             cluster.close()
@@ -165,12 +181,31 @@ def run_job(job: Job, threads: int) -> dict[str, Any]:
     report = experiment.run(job.config)
     names = ("scores", "verdicts", "images", "fusion_weights", "thresholds", "seconds", "versions")
     row = {"key": job.key, "category": job.config.data.name}
-    return row | {name: report[name] for name in names} | {"config": _portable(report["config"])}
+    return row | {name: report[name] for name in names} | {"config": portable(report["config"])}
 
 
-def _portable(config: dict[str, Any]) -> dict[str, Any]:
+def check_same_options(job: Job, row: dict[str, Any], file: Path) -> None:
+    """Raise InputError if a row of the results file was run with other options than the job's.
+
+    An option that is younger than the row had its default.
+    """
+    defaults = {field.name: field.default for field in fields(job.config)}
+    planned, defaults = (
+        json.loads(json.dumps(values, default=str))
+        for values in (portable(asdict(job.config)), defaults)
+    )
+    for name, value in planned.items():
+        stored = row["config"].get(name, defaults[name])
+        if name not in ("device", "resume") and stored != value:
+            raise InputError(
+                f"{file} holds {job.key} with {name} {stored}, not {value}: give the same options, "
+                "another --out, or delete that line"
+            )
+
+
+def portable(config: dict[str, Any]) -> dict[str, Any]:
     """The options with names in place of paths, so that a results file may leave its machine."""
-    paths = ("data", "textures", "teacher_weights")
+    paths = ("data", "textures", "teacher_weights", "noise_on")
     return {
         name: Path(value).name if name in paths else value
         for name, value in config.items()
@@ -178,7 +213,8 @@ def _portable(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _write(file: Path, rows: Iterable[dict[str, Any]]) -> None:
+def write_results(file: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write a results file, whole or not at all; raises InputError if it cannot be written."""
     with whole_file(file) as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from safetensors import safe_open
 from torch import Tensor
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Adam
@@ -20,7 +21,7 @@ from torch.optim import Adam
 from dskd_lite.anomaly_maps import COMPARED_STAGES, LossForm, distillation_loss
 from dskd_lite.detector import DSKD, DistillationDetector
 from dskd_lite.errors import InputError
-from dskd_lite.fusion import dice_loss, manual_weights
+from dskd_lite.fusion import dice_loss, inverse_variance_weights, manual_weights, mix_between
 from dskd_lite.parallel import share_of, synchronise_batch_norm
 from dskd_lite.seeding import FUSION, HOLDOUT, ORDER, generator
 from dskd_lite.storage import save_tensors, whole_file
@@ -31,6 +32,8 @@ ADAM_BETAS = (0.5, 0.999)
 # Late in training gradients are small, and so is Adam's second moment: one gradient of thirty times
 # the median norm threw the reverse student back by ten epochs. Under this norm nothing changes.
 MAX_GRADIENT_NORM = 0.1
+FREE_LEARNING_RATE = 0.005  # of the fusion's six weights, as in the paper
+LINE_LEARNING_RATE = 0.05  # of the place on the line, which has to be able to reach its ends
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 # Normal images are not augmented, so the teacher says the same about them in every epoch.
 MAX_CACHED_FEATURES = 2 * 1024**3  # bytes
@@ -277,14 +280,23 @@ def _load_checkpoint(
 
 
 @torch.no_grad()
-def normal_means(detector: DSKD, images: np.ndarray, batch_size: int = 16) -> Tensor:
-    """Mean (6,) of each score map over normal images, uint8 (N, H, W, 3)."""
+def normal_statistics(
+    detector: DSKD, images: np.ndarray, batch_size: int = 16
+) -> tuple[Tensor, Tensor]:
+    """Mean and variance (6,) of each score map over images and positions.
+
+    ``images`` are normal ones, uint8 (N, H, W, 3). A variance is at least a millionth of the
+    squared mean: under that it is rounding.
+    """
     device = next(detector.fusion.parameters()).device
-    total = torch.zeros(6, dtype=torch.float64)
+    total, squares = torch.zeros(6, dtype=torch.float64), torch.zeros(6, dtype=torch.float64)
     for start in range(0, len(images), batch_size):
-        maps = detector.score_maps(to_tensor(images[start : start + batch_size], device))
-        total += maps.mean((2, 3)).sum(0).double().cpu()
-    return (total / len(images)).float()
+        maps = detector.score_maps(to_tensor(images[start : start + batch_size], device)).double()
+        total += maps.mean((2, 3)).sum(0).cpu()
+        squares += maps.square().mean((2, 3)).sum(0).cpu()
+    means = total / len(images)
+    variances = (squares / len(images) - means.square()).clamp_min(1e-6 * means.square())
+    return means.float(), variances.float()
 
 
 def train_fusion(
@@ -293,44 +305,62 @@ def train_fusion(
     noise: SyntheticNoise,
     epochs: int,
     batch_size: int = 16,
-    learning_rate: float = 0.005,
     seed: int = 0,
     rounds: int = 1,
-    pull: float = 0.0,
+    held_out: np.ndarray | None = None,
+    allowed: np.ndarray | None = None,
     report: Report = lambda step: None,
 ) -> None:
     """Train the six weights by dice loss on normal images, uint8 (N, H, W, 3), under noise.
 
     The students are fixed, so each image's maps are computed once for each of ``rounds`` draws of
-    noise; ``epochs`` go over these maps. Paper: Adam (0.5, 0.999), 0.005.
+    noise; ``epochs`` go over these maps.
 
-    With ``pull`` above 0, for weights of one sign, they start at the mix by hand and are pulled
-    towards it: the loss gains ``pull * Var_k(log(w_k / w0_k))``, which leaves their sum free.
+    As in the paper the six weights are free: Adam (0.5, 0.999), 0.005. With ``held_out``, normal
+    images that the students have not seen, it is the recommended form: maps are divided by their
+    means on those, and the weights stay on the line from the mix by hand to the inverse variances;
+    only the place on it and a common factor are trained, by the same loss.
+
+    ``allowed`` (N, H, W) bool: where noise may fall in each image, anywhere if not given.
     """
     detector.eval()
-    if pull > 0:
-        mix = manual_weights(detector.fusion.input_scale)
-        with torch.no_grad():
-            detector.fusion.weight.copy_(mix)
-    device = next(detector.fusion.parameters()).device
+    fusion = detector.fusion
+    device = fusion.weight.device
     banks: list[tuple[Tensor, Tensor]] = []
     with torch.no_grad():
         for draw in range(rounds):
             for start in range(0, len(images), batch_size):
                 rng = generator(seed, FUSION, draw, start)
                 normal = to_tensor(images[start : start + batch_size], device)
-                noised, masks = noise(normal, rng)
+                places = None if allowed is None else allowed[start : start + batch_size]
+                noised, masks = noise(
+                    normal, rng, None if places is None else torch.from_numpy(places)
+                )
                 banks.append((detector.score_maps(noised), masks))
-    optimizer = Adam(detector.fusion.parameters(), lr=learning_rate, betas=ADAM_BETAS)
+    if held_out is None:
+        trained, rate = [fusion.weight], FREE_LEARNING_RATE
+    else:
+        means, variances = (x.to(device) for x in normal_statistics(detector, held_out, batch_size))
+        fusion.input_scale.copy_(means)
+        by_hand, steady = manual_weights(means), inverse_variance_weights(means, variances)
+        place, factor = (torch.zeros((), device=device, requires_grad=True) for _ in range(2))
+        trained, rate = [place, factor], LINE_LEARNING_RATE
+
+    def weights() -> Tensor:
+        if held_out is None:
+            return fusion.weight
+        return factor.exp() * mix_between(by_hand, steady, torch.sigmoid(place))
+
+    optimizer = Adam(trained, lr=rate, betas=ADAM_BETAS)
     steps = epochs * len(banks)
     for epoch in range(epochs):
         for step, (maps, masks) in enumerate(banks):
-            value = dice_loss(detector.fusion(maps), masks)
-            if pull > 0:
-                ratio = detector.fusion.weight.abs() / mix
-                value = value + pull * ratio.log().var(unbiased=False)
+            fused = functional_call(fusion, {"weight": weights()}, (maps,))
+            value = dice_loss(fused, masks)
             optimizer.zero_grad(set_to_none=True)
             value.backward()
             optimizer.step()
             number, seen = epoch * len(banks) + step + 1, epochs * rounds * len(images)
             report(Step(epoch, number, steps, len(maps), seen, value.item()))
+    with torch.no_grad():
+        fusion.weight.copy_(weights())

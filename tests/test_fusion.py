@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from dskd_lite.fusion import ScoreMapFusion, dice_loss, manual_fusion, manual_weights
+from dskd_lite.fusion import (
+    ScoreMapFusion,
+    dice_loss,
+    inverse_variance_weights,
+    manual_fusion,
+    manual_weights,
+    mix_between,
+)
 
 
 def test_dice_is_equation_4() -> None:
@@ -95,3 +102,29 @@ def test_manual_weights_make_the_manual_mix() -> None:
     mixed = manual_fusion(maps)
     fused = fusion.activation(maps).detach()
     torch.testing.assert_close(fused / fused.sum(), mixed / mixed.sum())
+
+
+def test_inverse_variances_are_fishers_discriminant() -> None:
+    """scikit-learn finds the same direction between normal pixels and pixels raised by half."""
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    rng = np.random.default_rng(0)
+    means = np.array([1.0, 2.0, 0.5, 1.0, 3.0, 1.0])
+    spread = np.array([0.2, 0.3, 0.3, 0.5, 0.2, 0.9])
+    normal, other = (rng.standard_normal((200_000, 6)) * spread for _ in range(2))
+    pixels = np.concatenate([normal + means, other + 1.5 * means])
+    found = LinearDiscriminantAnalysis(solver="eigen").fit(pixels, np.arange(400_000) >= 200_000)
+    direction = torch.tensor(found.coef_[0] / found.coef_[0].sum())
+    scale = torch.tensor(means)
+    weights = inverse_variance_weights(scale, torch.tensor(spread) ** 2)
+    assert weights.sum().item() == pytest.approx(1)
+    of_raw_maps = weights / scale
+    torch.testing.assert_close(of_raw_maps / of_raw_maps.sum(), direction, atol=0.01, rtol=0)
+
+
+def test_a_mix_between_is_the_geometric_mean_halfway() -> None:
+    first, second = torch.rand(6) + 0.1, torch.rand(6) + 0.1
+    torch.testing.assert_close(mix_between(first, second, torch.tensor(0.0)), first)
+    torch.testing.assert_close(mix_between(first, second, torch.tensor(1.0)), second)
+    halfway = mix_between(first, second, torch.tensor(0.5))
+    torch.testing.assert_close(halfway, (first * second).sqrt())

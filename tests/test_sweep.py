@@ -13,10 +13,10 @@ from dskd_lite import experiment
 from dskd_lite.cli import _parse, main
 from dskd_lite.config import Config
 from dskd_lite.errors import InputError
-from dskd_lite.sweep import RESULTS, Job, Sweep, _portable, jobs, read_results, run_sweep, summary
+from dskd_lite.sweep import RESULTS, Job, Sweep, jobs, portable, read_results, run_sweep, summary
 
 Make = Callable[..., Path]
-FAST = "--batch-size 4 --fusion-epochs 1 --smoothing-sigma 1 --octaves 0 2"
+FAST = "batch-size=4 fusion-epochs=1 smoothing-sigma=1 octaves=0,2"
 
 
 def _options(root: Path, out: Path, **changes: object) -> Sweep:
@@ -36,11 +36,11 @@ def test_jobs_are_the_product_of_the_lists(make_category: Make, tmp_path: Path) 
     make_category("data/b")
     options = _options(
         tmp_path / "data", tmp_path / "out", methods=("dskd", "rd4ad"), image_sizes=(32, 64),
-        variants=("", "--no-skip --loss flattened"), teachers=("offline=random", "resnet18"),
+        variants=("", "no-skip loss=flattened"), teachers=("offline=random", "resnet18"),
     )  # fmt: skip
     planned = _plan(options)
     assert len(planned) == len({job.key for job in planned}) == 2 * 2 * 2 * 2 * 2 * 2
-    one = next(j for j in planned if j.key == "b_rd4ad_resnet18_64_e1_no-skip_loss_flattened_s1")
+    one = next(j for j in planned if j.key == "b_rd4ad_resnet18_64_e1_no-skip_loss=flattened_s1")
     assert (one.config.method, one.config.teacher, one.config.image_size) == (
         "rd4ad",
         "resnet18",
@@ -71,6 +71,24 @@ def test_a_sweep_gives_what_single_runs_give_and_goes_on_where_it_stopped(
     assert [r["scores"] for r in again] == [r["scores"] for r in rows]
     monkeypatch.setattr("distributed.Client", lambda *a, **k: pytest.fail("nothing was left to do"))
     assert len(run_sweep(planned, options)) == 2
+
+
+def test_variants_and_options_are_read_from_the_command_line(
+    make_category: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = make_category(), tmp_path / "sweep"
+    command = ["sweep", str(root), "--out", str(out), "--teachers", "offline=random", "--epochs",
+               "1", "--image-sizes", "32", "--seeds", "0", "--precision", "bf16", "--variants",
+               FAST, f"{FAST} no-skip"]  # fmt: skip
+    assert main(command) == 0
+    rows = read_results(out / RESULTS)
+    assert [row["config"]["skip"] for row in rows] == [True, False]
+    assert {row["config"]["precision"] for row in rows} == {"bf16"}
+    assert rows[0]["config"]["octaves"] == [0, 2]
+
+    command[command.index("bf16")] = "fp32"
+    assert main(command) == 2
+    assert "with precision bf16, not fp32" in capsys.readouterr().err
 
 
 def test_a_job_that_fails_is_named_and_the_others_are_kept(
@@ -144,7 +162,7 @@ def test_two_categories_of_one_name_are_refused(
 def test_rows_hold_names_instead_of_paths() -> None:
     config = {"data": "/data/mvtec/screw", "textures": "procedural", "out": "/runs/x", "seed": 1,
               "teacher_weights": "/weights/resnet18.safetensors"}  # fmt: skip
-    assert _portable(config) == {
+    assert portable(config) == {
         "data": "screw", "textures": "procedural", "seed": 1,
         "teacher_weights": "resnet18.safetensors",
     }  # fmt: skip

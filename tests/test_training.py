@@ -10,13 +10,13 @@ from dskd_lite import training
 from dskd_lite.baselines.rd4ad import RD4AD
 from dskd_lite.detector import DSKD, DistillationDetector
 from dskd_lite.errors import InputError
-from dskd_lite.fusion import manual_weights
+from dskd_lite.fusion import inverse_variance_weights, manual_weights
 from dskd_lite.seeding import generator
 from dskd_lite.synthetic_noise import SyntheticNoise
 from dskd_lite.teacher import Teacher
 from dskd_lite.training import (
     Step,
-    normal_means,
+    normal_statistics,
     split_holdout,
     to_tensor,
     train_fusion,
@@ -203,11 +203,14 @@ def test_holdout_is_a_split() -> None:
             split_holdout(count, share, 0)
 
 
-def test_normal_means_do_not_depend_on_the_batches() -> None:
+def test_normal_statistics_do_not_depend_on_the_batches() -> None:
     detector = _detector().eval()
     with torch.no_grad():
-        expected = detector.score_maps(to_tensor(IMAGES)).mean((0, 2, 3))
-    torch.testing.assert_close(normal_means(detector, IMAGES, batch_size=3), expected)
+        maps = detector.score_maps(to_tensor(IMAGES)).double()
+    means, variances = normal_statistics(detector, IMAGES, batch_size=3)
+    torch.testing.assert_close(means.double(), maps.mean((0, 2, 3)), rtol=1e-5, atol=0)
+    expected = maps.var((0, 2, 3), correction=0)
+    torch.testing.assert_close(variances.double(), expected, rtol=1e-4, atol=0)
 
 
 def _noise() -> SyntheticNoise:
@@ -249,13 +252,42 @@ def test_textures_are_read_once_however_many_epochs() -> None:
     assert Counted.reads == len(IMAGES)
 
 
-def test_a_strong_pull_keeps_the_manual_mix_and_none_leaves_it() -> None:
-    """The ratios to the mix stay alike under a strong pull; their common factor is free."""
-    spread = []
-    for pull in (100.0, 0.01):
-        detector = _detector()
-        detector.fusion.input_scale.copy_(normal_means(detector, IMAGES))
-        train_fusion(detector, IMAGES, _noise(), 30, pull=pull)
-        ratio = detector.fusion.weight.detach().abs() / manual_weights(detector.fusion.input_scale)
-        spread.append((ratio.max() / ratio.min()).item())
-    assert spread[0] < 1.1 < 1.3 < spread[1]
+def test_recommended_fusion_stays_on_its_line() -> None:
+    """In logarithms the weights differ from the mix by hand by one direction and one constant."""
+    detector, losses = _detector(), []
+    train_fusion(
+        detector, IMAGES, _noise(), 30, held_out=IMAGES[:4], report=lambda s: losses.append(s.loss)
+    )
+    assert losses[-1] < losses[0]
+    means, variances = normal_statistics(detector, IMAGES[:4])
+    torch.testing.assert_close(detector.fusion.input_scale, means)
+    by_hand = manual_weights(means).log()
+    direction = inverse_variance_weights(means, variances).log() - by_hand
+    moved = detector.fusion.weight.detach().log() - by_hand
+    basis = torch.stack([direction, torch.ones(6)], 1)
+    place = torch.linalg.lstsq(basis, moved[:, None]).solution
+    torch.testing.assert_close(basis @ place, moved[:, None], atol=1e-4, rtol=0)
+    assert 0 < place[0, 0] < 1
+
+
+@pytest.mark.parametrize("signal_in", ["steady maps", "restless maps"])
+def test_recommended_fusion_goes_to_the_end_that_sees_the_noise(signal_in: str) -> None:
+    """Stages 3 of both students vary little on normal images, the other four maps much."""
+    steady = torch.tensor([False, False, True, False, False, True])
+    seeing = steady if signal_in == "steady maps" else ~steady
+
+    class Maps(DSKD):
+        def score_maps(self, images: torch.Tensor) -> torch.Tensor:
+            changed = (images - 0.5).abs().amax(1, keepdim=True)
+            spread = torch.where(steady, 0.05, 0.3).view(6, 1, 1)
+            random = torch.rand(len(images), 6, 32, 32, generator=generator(len(images)))
+            return 1 + spread * (2 * random - 1) + seeing.view(6, 1, 1) * 2 * changed
+
+    images = np.full((32, 32, 32, 3), 127, np.uint8)
+    detector = Maps(Teacher("offline", "random"), 32, smoothing_sigma=1.0)
+    noise = SyntheticNoise([torch.ones(3, 32, 32)], (32, 32), octaves=(0, 2), opacity=(0.5, 0.5))
+    train_fusion(detector, images, noise, 60, held_out=images[:16])
+    weights = detector.fusion.map_weights.detach()
+    share = (weights[steady].sum() / weights.sum()).item()
+    # by hand they have a third of the weight, by the inverse variances 0.95
+    assert share > 0.8 if signal_in == "steady maps" else share < 0.55
