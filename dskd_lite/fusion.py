@@ -40,14 +40,6 @@ def inverse_variance_weights(input_scale: Tensor, variances: Tensor) -> Tensor:
     return weights / weights.sum()
 
 
-def mix_between(first: Tensor, second: Tensor, place: Tensor) -> Tensor:
-    """Weights on the line from ``first`` (6,), place 0, to ``second`` (6,), place 1, in logarithms.
-
-    Both ends are positive, and so is everything between.
-    """
-    return torch.exp((1 - place) * first.log() + place * second.log())
-
-
 def dice_loss(prediction: Tensor, mask: Tensor) -> Tensor:
     """Dice loss of Eq. (4), per image, then the mean: a scalar in [0, 1].
 
@@ -92,3 +84,34 @@ class ScoreMapFusion(nn.Module):
     def forward(self, score_maps: Tensor) -> Tensor:
         """Fuse (B, 6, H, W) to (B, H, W) in [0.5, 1): the sigmoid of something never negative."""
         return torch.sigmoid(self.activation(score_maps))
+
+
+class MixLine(nn.Module):
+    """Weights on the line, in logarithms, from one mix to another; both (6,), positive, sum 1.
+
+    Trained are the place on it, 0 at ``first`` and 1 at ``second``, halfway at the start, and a
+    common factor, which changes no ranking but lets the sigmoid reach its ends.
+    """
+
+    first: Tensor
+    second: Tensor
+
+    def __init__(self, first: Tensor, second: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("first", first)
+        self.register_buffer("second", second)
+        self.place_logit = nn.Parameter(torch.zeros_like(first[0]))
+        self.log_factor = nn.Parameter(torch.zeros_like(first[0]))
+
+    @property
+    def place(self) -> Tensor:
+        """Where on the line, in (0, 1)."""
+        return torch.sigmoid(self.place_logit)
+
+    def mix(self) -> Tensor:
+        """The weights (6,) at the place, sum 1."""
+        return torch.softmax(torch.lerp(self.first.log(), self.second.log(), self.place), 0)
+
+    def forward(self) -> Tensor:
+        """The weights (6,) that dice is shown: the mix times the common factor."""
+        return self.log_factor.exp() * self.mix()

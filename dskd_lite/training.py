@@ -21,7 +21,7 @@ from torch.optim import Adam
 from dskd_lite.anomaly_maps import COMPARED_STAGES, LossForm, distillation_loss
 from dskd_lite.detector import DSKD, DistillationDetector
 from dskd_lite.errors import InputError
-from dskd_lite.fusion import dice_loss, inverse_variance_weights, manual_weights, mix_between
+from dskd_lite.fusion import MixLine, dice_loss, inverse_variance_weights, manual_weights
 from dskd_lite.parallel import share_of, synchronise_batch_norm
 from dskd_lite.seeding import FUSION, HOLDOUT, ORDER, generator
 from dskd_lite.storage import save_tensors, whole_file
@@ -318,8 +318,9 @@ def train_fusion(
 
     As in the paper the six weights are free: Adam (0.5, 0.999), 0.005. With ``held_out``, normal
     images that the students have not seen, it is the recommended form: maps are divided by their
-    means on those, and the weights stay on the line from the mix by hand to the inverse variances;
-    only the place on it and a common factor are trained, by the same loss.
+    means on those, and the weights stay on the line from the mix by hand to the inverse variances:
+    only the place on it is trained, by the same loss, and a common factor, which ranks nothing and
+    is dropped at the end. Then those images have a fused map of 1 on average.
 
     ``allowed`` (N, H, W) bool: where noise may fall in each image, anywhere if not given.
     """
@@ -337,30 +338,25 @@ def train_fusion(
                     normal, rng, None if places is None else torch.from_numpy(places)
                 )
                 banks.append((detector.score_maps(noised), masks))
-    if held_out is None:
-        trained, rate = [fusion.weight], FREE_LEARNING_RATE
-    else:
+    line = None
+    if held_out is not None:
         means, variances = (x.to(device) for x in normal_statistics(detector, held_out, batch_size))
         fusion.input_scale.copy_(means)
-        by_hand, steady = manual_weights(means), inverse_variance_weights(means, variances)
-        place, factor = (torch.zeros((), device=device, requires_grad=True) for _ in range(2))
-        trained, rate = [place, factor], LINE_LEARNING_RATE
-
-    def weights() -> Tensor:
-        if held_out is None:
-            return fusion.weight
-        return factor.exp() * mix_between(by_hand, steady, torch.sigmoid(place))
-
+        steady = inverse_variance_weights(means, variances)
+        line = MixLine(manual_weights(means), steady).to(device)
+    trained = [fusion.weight] if line is None else line.parameters()
+    rate = FREE_LEARNING_RATE if line is None else LINE_LEARNING_RATE
     optimizer = Adam(trained, lr=rate, betas=ADAM_BETAS)
     steps = epochs * len(banks)
     for epoch in range(epochs):
         for step, (maps, masks) in enumerate(banks):
-            fused = functional_call(fusion, {"weight": weights()}, (maps,))
-            value = dice_loss(fused, masks)
+            weight = fusion.weight if line is None else line()
+            value = dice_loss(functional_call(fusion, {"weight": weight}, (maps,)), masks)
             optimizer.zero_grad(set_to_none=True)
             value.backward()
             optimizer.step()
             number, seen = epoch * len(banks) + step + 1, epochs * rounds * len(images)
             report(Step(epoch, number, steps, len(maps), seen, value.item()))
-    with torch.no_grad():
-        fusion.weight.copy_(weights())
+    if line is not None:
+        with torch.no_grad():
+            fusion.weight.copy_(line.mix())

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from dskd_lite.fusion import (
+    MixLine,
     ScoreMapFusion,
     dice_loss,
     inverse_variance_weights,
     manual_fusion,
     manual_weights,
-    mix_between,
 )
 
 
@@ -122,9 +124,15 @@ def test_inverse_variances_are_fishers_discriminant() -> None:
     torch.testing.assert_close(of_raw_maps / of_raw_maps.sum(), direction, atol=0.01, rtol=0)
 
 
-def test_a_mix_between_is_the_geometric_mean_halfway() -> None:
-    first, second = torch.rand(6) + 0.1, torch.rand(6) + 0.1
-    torch.testing.assert_close(mix_between(first, second, torch.tensor(0.0)), first)
-    torch.testing.assert_close(mix_between(first, second, torch.tensor(1.0)), second)
-    halfway = mix_between(first, second, torch.tensor(0.5))
-    torch.testing.assert_close(halfway, (first * second).sqrt())
+def test_the_line_of_mixes_goes_through_the_geometric_mean() -> None:
+    first, second = ((x := torch.rand(6) + 0.1) / x.sum() for _ in range(2))
+    line = MixLine(first, second)
+    halfway = (first * second).sqrt()
+    assert line.place.item() == 0.5
+    torch.testing.assert_close(line.mix().detach(), halfway / halfway.sum())
+    for logit, end in ((-30.0, first), (30.0, second)):
+        with torch.no_grad():
+            line.place_logit.fill_(logit)
+            line.log_factor.fill_(math.log(3))
+        torch.testing.assert_close(line.mix().detach(), end)
+        torch.testing.assert_close(line().detach(), 3 * end)

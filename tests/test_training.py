@@ -263,7 +263,9 @@ def test_recommended_fusion_stays_on_its_line() -> None:
     torch.testing.assert_close(detector.fusion.input_scale, means)
     by_hand = manual_weights(means).log()
     direction = inverse_variance_weights(means, variances).log() - by_hand
-    moved = detector.fusion.weight.detach().log() - by_hand
+    weight = detector.fusion.weight.detach()
+    assert weight.sum().item() == pytest.approx(1)
+    moved = weight.log() - by_hand
     basis = torch.stack([direction, torch.ones(6)], 1)
     place = torch.linalg.lstsq(basis, moved[:, None]).solution
     torch.testing.assert_close(basis @ place, moved[:, None], atol=1e-4, rtol=0)
