@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import multiprocessing
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -172,12 +173,14 @@ def test_damaged_cache_is_made_again(damage: str, make_category: Make, tmp_path:
     np.testing.assert_array_equal(decoded_images(paths, 32, folder), expected)
 
 
-def test_two_at_once_fill_one_cache(make_category: Make, tmp_path: Path) -> None:
-    paths = scan_category(make_category()).train
-    with ThreadPoolExecutor(4) as pool:
-        runs = list(pool.map(lambda _: decoded_images(paths, 32, tmp_path / "c"), range(8)))
+def test_two_processes_at_once_fill_one_cache(make_category: Make, tmp_path: Path) -> None:
+    paths = scan_category(make_category(train=40)).train
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        read = [pool.submit(decoded_images, paths, 32, tmp_path / "c") for _ in range(6)]
+        runs = [run.result() for run in read]
+    expected = decoded_images(paths, 32, None)
     for images in runs:
-        np.testing.assert_array_equal(images, runs[0])
+        np.testing.assert_array_equal(images, expected)
     assert len(list((tmp_path / "c").iterdir())) == 1
 
 
