@@ -1,4 +1,4 @@
-"""The command `dskd`: train, evaluate, predict, export, sweep, data, info."""
+"""The command `dskd`: train, evaluate, predict, export, sweep, novelty, data, info."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import tyro
 from dskd_lite import __version__
 from dskd_lite.config import PRESETS, Config, Device, Precision, TeacherName
 from dskd_lite.errors import InputError
+from dskd_lite.novelty import Novelty
 from dskd_lite.sweep import Sweep
 
 if TYPE_CHECKING:  # torch comes in when a command runs, so that --help answers at once
@@ -272,12 +273,23 @@ def sweep(options: Sweep) -> None:
     print(f"results: {options.out / sweeps.RESULTS}")
 
 
+def novelty(options: Novelty) -> None:
+    """Take each class of a set as normal in turn, and tell the others from it."""
+    from dskd_lite import novelty as one_class
+
+    with Terminal() as display:
+        rows = one_class.run_novelty(options, display)
+    print(one_class.table(rows))
+    print(f"results: {options.out / one_class.RESULTS}")
+
+
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "train": (Config, train),
     "evaluate": (Evaluate, evaluate),
     "predict": (Predict, predict),
     "export": (Export, export),
     "sweep": (Sweep, sweep),
+    "novelty": (Novelty, novelty),
     "data": (Data, data),
     "info": (Info, info),
 }

@@ -42,9 +42,15 @@ def export_onnx(detector: DistillationDetector, path: Path) -> float:
     Returns the largest difference between file and detector on random images, of each output over
     that output's largest value.
 
-    Raises InputError if the packages of the ``export`` extra are missing, the file cannot be
+    Raises InputError if it is no detector with students (statistics of features have no graph), the
+    packages of the ``export`` extra are missing, the file cannot be
     written, or it differs from the detector by more than ``TOLERANCE``.
     """
+    if not isinstance(detector, DistillationDetector):
+        raise InputError(
+            f"a {type(detector).__name__} cannot be exported, only detectors with students: train "
+            "with --method dskd or rd4ad"
+        )
     for package in ("onnx", "onnxscript", "onnxruntime"):
         try:
             importlib.import_module(package)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dskd_lite import plots
 from dskd_lite.datasets.folder import IMAGE_SUFFIXES, open_image
-from dskd_lite.detector import DistillationDetector
+from dskd_lite.detector import StoredDetector
 from dskd_lite.errors import InputError
 from dskd_lite.storage import whole_file
 from dskd_lite.training import to_tensor
@@ -54,7 +54,7 @@ def find_photos(source: Path) -> tuple[Path, list[Path]]:
 
 
 def predict(
-    detector: DistillationDetector,
+    detector: StoredDetector,
     source: Path,
     out: Path,
     batch_size: int = 16,
@@ -95,7 +95,7 @@ def predict(
 
 @torch.no_grad()
 def _judge(
-    detector: DistillationDetector,
+    detector: StoredDetector,
     photos: list[tuple[Path, Image.Image]],
     root: Path,
     out: Path,

@@ -13,6 +13,10 @@ from PIL import Image
 
 from dskd_lite import experiment, storage
 from dskd_lite.cli import main
+from dskd_lite.datasets.cache import decoded_images
+from dskd_lite.datasets.folder import read_mask, scan_category
+from dskd_lite.evaluation import score_images
+from dskd_lite.foreground import object_masks
 from dskd_lite.training import Step
 
 FAST = (
@@ -179,6 +183,71 @@ def test_category_without_test_images_trains(make_category: Make, tmp_path: Path
     assert (out / "model").is_dir() and not (out / "report.html").exists()
 
 
+@pytest.mark.parametrize(
+    "method", ["one-class-svm", "pca", "gaussian", "nearest-patches", "autoencoder", "rd4ad"]
+)
+def test_every_method_trains_is_evaluated_and_predicts(
+    method: str, trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = trained[0], tmp_path / "run"
+    assert main(["train", str(data), *FAST, "--method", method, "--out", str(run)]) == 0
+    first = json.loads((run / "report.json").read_text())
+    assert list(first["scores"]) == [method]
+    assert main(["evaluate", str(run), "--device", "cpu"]) == 0
+    again = json.loads((run / "evaluation" / "report.json").read_text())
+    assert again["scores"][method] == pytest.approx(first["scores"][method], abs=1e-4)
+    out = tmp_path / "out"
+    photos = data / "test" / "hole"
+    assert main(["predict", str(run), str(photos), "--out", str(out), "--device", "cpu"]) == 0
+    with (out / "scores.csv").open() as file:
+        scores = [float(row["score"]) for row in csv.DictReader(file)]
+    category = scan_category(data)
+    images = decoded_images([s.path for s in category.test if s.is_defective], 32, None)
+    maps = score_images(experiment.load_run(run), images)[method]
+    assert scores == pytest.approx(maps.max((1, 2)), rel=1e-4)
+    if method != "rd4ad":
+        capsys.readouterr()
+        assert main(["export", str(run), "--out", str(tmp_path / "model.onnx")]) == 2
+        assert "cannot be exported, only detectors with students" in capsys.readouterr().err
+
+
+def test_noise_falls_on_the_object_or_where_a_mask_says(
+    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, folder = trained[0], tmp_path / "masks"
+    folder.mkdir()
+    given = np.zeros((8, 48, 48), np.uint8)
+    for index, mask in enumerate(given):
+        mask[:, 6 * index : 6 * index + 6] = 255
+        Image.fromarray(mask).save(folder / f"{index}.png")
+    seen: list[tuple[np.ndarray, np.ndarray | None]] = []
+
+    def spy(detector: object, images: np.ndarray, *_: object, **options: object) -> None:
+        seen.append((images, options["allowed"]))
+
+    monkeypatch.setattr(experiment, "train_fusion", spy)
+    for where in ("anywhere", "object", str(folder), str(folder / "0.png")):
+        out = str(tmp_path / "run")
+        assert main(["train", str(data), *FAST, "--noise-on", where, "--out", out]) == 0
+    everywhere, on_object, by_folder, by_file = (allowed for _, allowed in seen)
+    images = seen[0][0]
+    assert everywhere is None
+    assert np.array_equal(on_object, object_masks(images))
+    train = decoded_images(scan_category(data).train, 32, None)
+    chosen = [next(i for i, t in enumerate(train) if np.array_equal(t, image)) for image in images]
+    for index, mask in zip(chosen, by_folder, strict=True):
+        assert np.array_equal(mask, read_mask(folder / f"{index}.png", 32))
+    assert (by_file == read_mask(folder / "0.png", 32)).all()
+
+    (tmp_path / "masks" / "nuts").mkdir()  # of several categories: a subfolder with its name
+    for index in range(8):
+        Image.fromarray(255 - given[index]).save(tmp_path / "masks" / "nuts" / f"{index}.png")
+    out = str(tmp_path / "run")
+    assert main(["train", str(data), *FAST, "--noise-on", str(folder), "--out", out]) == 0
+    inverse = read_mask(folder / "nuts" / f"{chosen[0]}.png", 32)
+    assert np.array_equal(seen[-1][1][0], inverse)
+
+
 def _damage(root: Path, tmp_path: Path, how: str) -> list[str]:
     """Prepare one kind of bad input; returns the options that meet it."""
     if how == "truncated image":
@@ -201,6 +270,8 @@ def _damage(root: Path, tmp_path: Path, how: str) -> list[str]:
         "device": ["--device", "cuda"],
         "unknown option": ["--epoch", "3"],
         "unknown preset": ["--preset", "fast"],
+        "no masks": ["--noise-on", str(tmp_path / "empty")],
+        "no such place": ["--noise-on", "objects"],
     }.get(how, [])
 
 
@@ -219,6 +290,8 @@ def _damage(root: Path, tmp_path: Path, how: str) -> list[str]:
         ("device", "no CUDA device"),
         ("unknown option", "unknown option --epoch"),
         ("unknown preset", "choose one of demo"),
+        ("no masks", "has no mask for"),
+        ("no such place", "--noise-on objects does not exist"),
     ],
 )
 def test_bad_input_gets_one_line_status_2_and_leaves_nothing(

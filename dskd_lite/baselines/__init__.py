@@ -16,6 +16,7 @@ from dskd_lite.baselines.classical import (
     PCADetector,
 )
 from dskd_lite.baselines.rd4ad import RD4AD
+from dskd_lite.detector import StoredDetector
 from dskd_lite.errors import InputError
 from dskd_lite.teacher import Teacher
 
@@ -42,6 +43,16 @@ DETECTORS: dict[str, Callable[..., Baseline]] = {
     ),
     "rd4ad": RD4AD,
 }
+
+
+CLASSES: tuple[type[StoredDetector], ...] = (
+    OneClassSVMDetector,
+    PCADetector,
+    GaussianDetector,
+    NearestPatchesDetector,
+    AutoencoderDetector,
+    RD4AD,
+)
 
 
 def make_detector(

@@ -48,6 +48,12 @@ class LabelledImages:
     test_labels: np.ndarray
     """(M,) int."""
 
+    @property
+    def both_parts(self) -> tuple[str, ...]:
+        """The classes that have training images and test images."""
+        present = set(self.train_labels.tolist()) & set(self.test_labels.tolist())
+        return tuple(name for index, name in enumerate(self.classes) if index in present)
+
     def task(self, normal: str) -> OneClassTask:
         """The task in which the class ``normal`` is normal.
 
