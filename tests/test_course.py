@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import html.parser
 import importlib.util
@@ -23,6 +24,8 @@ from dskd_lite.detector import DSKD
 from dskd_lite.errors import InputError
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+CHAPTERS = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 @pytest.fixture
@@ -189,7 +192,7 @@ def test_feature_colors_tell_regions_apart() -> None:
     assert abs(upper.mean(0) - lower.mean(0)).max() > 5 * max(upper.std(0)[0], lower.std(0)[0])
 
 
-@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("[0-9]*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 def test_notebooks_are_committed_whole(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
@@ -202,10 +205,46 @@ def test_notebooks_are_committed_whole(path: Path) -> None:
     setup = code[0].source.splitlines()
     assert len(setup) <= 5 and setup[-1] == "device = course.setup(seed=0)"
     for cell in code:
-        assert len(cell.source.splitlines()) <= 30, cell.source
+        lines = cell.source.splitlines()
+        assert len(lines) <= 30 and max(map(len, lines)) <= 88, cell.source
+        for node in ast.walk(ast.parse(re.sub(r"^ *%.*", "    pass", cell.source, flags=re.M))):
+            if isinstance(node, ast.ClassDef):
+                assert node.end_lineno and node.end_lineno - node.lineno < 25, cell.source
         pictures = [o for o in cell.outputs if "image/png" in o.get("data", {})]
         if any("text/html" not in o["data"] for o in pictures):
             assert cell.metadata.get("mystnb", {}).get("image", {}).get("alt"), cell.source
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_a_chapter_keeps_its_rhythm(path: Path) -> None:
+    """Promise; predict, run, interpret; break something; exercises; promises kept; the ladder."""
+    cells = nbformat.read(path, as_version=4).cells
+    prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    for part in ("**At the end you will be able to**", "**You need**", "**It takes**", "Break it",
+                 "## Exercises", "## Promises kept"):  # fmt: skip
+        assert part in prose, part
+    assert prose.count("**Predict:**") >= 4 and prose.count("**Read it:**") >= 4
+    assert "assert_close" in code and "moving_figure(" in code and "live_figure(" in code
+    assert "ablation_ladder" in cells[-1].source
+    for number in (1, 2, 3):
+        (place,) = [k for k, cell in enumerate(cells) if f"**{number}. " in cell.source]
+        solution = cells[place + 1]
+        assert "*Expected" in cells[place].source
+        assert solution.source.startswith("# @title Solution") and "assert" in solution.source
+        assert "hide-cell" in solution.metadata.tags
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_live_figures_bring_their_widgets_and_a_still(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    (state,) = notebook.metadata.widgets.values()
+    outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
+    views = [o.data for o in outputs if WIDGET_VIEW in o.get("data", {})]
+    assert views
+    for view in views:
+        assert view[WIDGET_VIEW]["model_id"] in state["state"]
+        assert "image/jpeg" in view and 'alt="' in view["text/html"]
 
 
 def test_cleaning_leaves_no_trace_of_the_machine() -> None:
