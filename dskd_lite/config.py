@@ -10,8 +10,9 @@ import tyro
 
 TeacherName = Literal["wide_resnet50_2", "resnet50", "resnet34", "resnet18", "offline"]
 Method = Literal[
-    "dskd", "rd4ad", "one-class-svm", "pca", "gaussian", "nearest-patches", "autoencoder"
-]
+    "dskd", "rd4ad", "pixel-statistics", "one-class-svm", "pca", "gaussian", "nearest-patches",
+    "autoencoder",
+]  # fmt: skip
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -27,7 +28,7 @@ class Config:
     """Folder for the report, the model and the checkpoint."""
     method: Method = "dskd"
     """What is trained: DSKD, its peer RD4AD with one student and no fusion, or what came before:
-    statistics of the teacher's features, or an autoencoder on pixels."""
+    statistics of pixels or of the teacher's features, or an autoencoder on pixels."""
     teacher: TeacherName = "wide_resnet50_2"
     """Pretrained backbone; offline ships with the package."""
     teacher_weights: str = "pretrained"

@@ -23,6 +23,7 @@ from dskd_lite.baselines.classical import (
     PCADetector,
     greedy_coreset,
 )
+from dskd_lite.baselines.pixels import PixelStatisticsDetector
 from dskd_lite.baselines.rd4ad import RD4AD, RD4ADStudent
 from dskd_lite.datasets.cache import decoded_images
 from dskd_lite.datasets.folder import scan_category
@@ -288,6 +289,32 @@ def test_map_shows_a_patch_where_it_is(teacher: Teacher) -> None:
     )
 
 
+# --- pixel statistics ----------------------------------------------------------------------------
+
+
+def test_pixel_statistics_are_z_scores() -> None:
+    rng = np.random.default_rng(0)
+    normal = rng.integers(0, 256, (20, 32, 32, 3)).astype(np.uint8)
+    detector = PixelStatisticsDetector(32, smoothing_sigma=0)
+    detector.fit(normal)
+    judged = rng.integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
+    scores = np.abs(judged - normal.mean(0)) / (normal.std(0) + 1)
+    found = detector.maps_by_method(to_tensor(judged))["pixel-statistics"].numpy()
+    np.testing.assert_allclose(found, scores.mean(-1), rtol=1e-4)
+    with pytest.raises(InputError, match="at least two"):
+        detector.fit(normal[:1])
+
+
+def test_a_pixel_that_never_changed_makes_a_change_large_but_finite() -> None:
+    detector = PixelStatisticsDetector(32, smoothing_sigma=0)
+    detector.fit(np.full((3, 32, 32, 3), 100, np.uint8))
+    changed = np.full((1, 32, 32, 3), 100, np.uint8)
+    changed[0, 5, 6] = 130
+    found = detector(to_tensor(changed)).fused_map[0]
+    assert found[5, 6].item() == pytest.approx(30, rel=1e-3)
+    assert found.count_nonzero() <= 1 or found.flatten().sort().values[-2] < 1e-3
+
+
 # --- autoencoder ---------------------------------------------------------------------------------
 
 
@@ -318,7 +345,7 @@ def test_autoencoder_maps_are_the_smoothed_squared_error() -> None:
 
 
 def test_unknown_names_and_sizes_are_refused(teacher: Teacher) -> None:
-    with pytest.raises(InputError, match="no detector is called 'magic': choose one of one-class"):
+    with pytest.raises(InputError, match="no detector is called 'magic': choose one of pixel-statistics"):
         make_detector("magic", teacher, 64)
     for name in DETECTORS:
         for size, sigma in ((100, 4.0), (32, 8.0), (32, -1.0)):

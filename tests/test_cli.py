@@ -184,7 +184,16 @@ def test_category_without_test_images_trains(make_category: Make, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "method", ["one-class-svm", "pca", "gaussian", "nearest-patches", "autoencoder", "rd4ad"]
+    "method",
+    [
+        "pixel-statistics",
+        "one-class-svm",
+        "pca",
+        "gaussian",
+        "nearest-patches",
+        "autoencoder",
+        "rd4ad",
+    ],
 )
 def test_every_method_trains_is_evaluated_and_predicts(
     method: str, trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]

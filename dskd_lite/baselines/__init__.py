@@ -15,6 +15,7 @@ from dskd_lite.baselines.classical import (
     OneClassSVMDetector,
     PCADetector,
 )
+from dskd_lite.baselines.pixels import PixelStatisticsDetector
 from dskd_lite.baselines.rd4ad import RD4AD
 from dskd_lite.detector import StoredDetector
 from dskd_lite.errors import InputError
@@ -34,6 +35,9 @@ class Baseline(Protocol):
 
 
 DETECTORS: dict[str, Callable[..., Baseline]] = {
+    "pixel-statistics": lambda teacher, image_size, seed, **options: PixelStatisticsDetector(
+        image_size, **options
+    ),
     "one-class-svm": OneClassSVMDetector,
     "pca": PCADetector,
     "gaussian": GaussianDetector,
@@ -46,6 +50,7 @@ DETECTORS: dict[str, Callable[..., Baseline]] = {
 
 
 CLASSES: tuple[type[StoredDetector], ...] = (
+    PixelStatisticsDetector,
     OneClassSVMDetector,
     PCADetector,
     GaussianDetector,
