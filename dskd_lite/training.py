@@ -291,9 +291,9 @@ def normal_statistics(
     device = next(detector.fusion.parameters()).device
     total, squares = torch.zeros(6, dtype=torch.float64), torch.zeros(6, dtype=torch.float64)
     for start in range(0, len(images), batch_size):
-        maps = detector.score_maps(to_tensor(images[start : start + batch_size], device)).double()
-        total += maps.mean((2, 3)).sum(0).cpu()
-        squares += maps.square().mean((2, 3)).sum(0).cpu()
+        maps = detector.score_maps(to_tensor(images[start : start + batch_size], device))
+        total += maps.mean((2, 3)).sum(0).cpu().double()
+        squares += maps.square().mean((2, 3)).sum(0).cpu().double()
     means = total / len(images)
     variances = (squares / len(images) - means.square()).clamp_min(1e-6 * means.square())
     return means.float(), variances.float()
