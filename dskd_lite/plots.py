@@ -166,7 +166,8 @@ def picture_grid(
                 axis.imshow(pictures[column], cmap=cmap, vmin=limits[0], vmax=limits[1])
             number = row * columns + column if len(titles) > columns else column
             if number < len(titles) and (row == 0 or len(titles) > columns):
-                axis.set_title(titles[number].replace("_", " "), fontsize=9)
+                title = titles[number].replace("_", " ")
+                axis.set_title(title, fontsize=9 if len(title) <= 20 else 7)
         if row < len(row_titles):
             axes[row, 0].set_ylabel(row_titles[row], fontsize=9)
     return figure
