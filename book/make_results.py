@@ -198,7 +198,11 @@ def _parts(row: Row) -> tuple[str, str, str, str]:
 
 
 def _figures(row: Row) -> list[str]:
-    return ["–" if row[m] is None else f"{row[m][0]:.1f} ± {row[m][1]:.1f}" for m in METRICS]
+    spread = row["seeds"] > 1
+    return [
+        "–" if row[m] is None else f"{row[m][0]:.1f}" + f" ± {row[m][1]:.1f}" * spread
+        for m in METRICS
+    ]
 
 
 def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -265,9 +269,9 @@ def _gap(rows: Rows) -> str:
         parts.append(f"{figures} % on {category.replace('_', ' ')}")
     mean = _slashes([statistics.mean(values) for values in closed.values()], ".0f")
     return (
-        "With the better student in each column, the offline teacher closes of the gap between a "
-        f"random start and ImageNet (image AUROC / pixel AUROC / AUPRO) {' and '.join(parts)}, "
-        f"{mean} % on average."
+        "Of the gap between a random start and ImageNet, with the better student in each column, the "
+        f"offline teacher closes {' and '.join(parts)}: {mean} % on average (image AUROC / pixel "
+        "AUROC / AUPRO)."
     )
 
 
