@@ -53,7 +53,7 @@ Rows = list[Row]
 TEXT = """# Results on photographs
 
 This page is written by `python book/make_results.py` from the rows in `book/results/`, one a run, which hold
-every option, the seconds and the versions. All figures are in percent, mean ± standard deviation over the seeds, of
+the options, the seconds and the versions. All figures are in percent, mean ± standard deviation over the seeds, of
 the last epoch; no epoch, weight or threshold was chosen on them. Where a choice was made with some of them in view,
 the text says so.
 
@@ -66,6 +66,8 @@ Intel Xeon (Sapphire Rapids) in bf16, November 2026; the rows of the random star
 
 ```bash
 dskd sweep SCREW TILES --methods dskd rd4ad --teachers resnet18=teacher_resnet18_imagenet.safetensors \\
+    --image-sizes 128 --epochs 15 --textures DTD --precision bf16 --out runs/sweep
+dskd sweep SCREW TILES --teachers resnet18=teacher_resnet18_imagenet.safetensors --variants fusion=paper \\
     --image-sizes 128 --epochs 15 --textures DTD --precision bf16 --out runs/sweep
 dskd sweep SCREW TILES --teachers offline offline=random \\
     --image-sizes 128 --epochs 15 --textures DTD --precision bf16 --out runs/sweep
@@ -106,7 +108,7 @@ Screw, offline teacher:
 
 ```bash
 dskd sweep SCREW --teachers offline --image-sizes 128 --epochs 15 --textures DTD --precision bf16 --out runs/ablations \\
-    --variants no-skip no-attention "no-skip no-attention" loss=flattened
+    --variants "" no-skip no-attention "no-skip no-attention" loss=flattened
 ```
 
 {ablations}
@@ -177,7 +179,7 @@ NOVELTY = """
 SETS = {
     "digits": (
         "scikit-learn's digits, offline teacher, 20 epochs, seed 0, image AUROC by the map's maximum; each digit in turn "
-        "is normal and all test digits are judged (`dskd novelty digits`, with and without `--stem-stride`)."
+        "is normal and all test digits are judged (`dskd novelty digits --stem-stride --precision bf16`)."
     ),
     "cifar10": (
         "CIFAR-10 from a copy re-encoded as JPEG, ResNet-18 on ImageNet as teacher, seed 0 "

@@ -283,6 +283,11 @@ def novelty(options: Novelty) -> None:
     print(f"results: {options.out / one_class.RESULTS}")
 
 
+_GOES_ON = {
+    "train": "; it goes on with --resume",
+    "sweep": "; the same command goes on where it stopped",
+    "novelty": "; the same command goes on with the classes that are not done",
+}
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "train": (Config, train),
     "evaluate": (Evaluate, evaluate),
@@ -314,7 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"dskd: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("dskd: interrupted; training goes on with --resume", file=sys.stderr)
+        print(f"dskd: interrupted{_GOES_ON.get(arguments[0], '')}", file=sys.stderr)
         return 130
     return 0
 

@@ -231,7 +231,7 @@ def check_geometry(image_size: int, smoothing_sigma: float) -> None:
         raise InputError(
             f"image size {image_size} does not fit the backbone: choose a multiple of 32"
         )
-    if not 0 <= 4 * smoothing_sigma < image_size:
+    if not (smoothing_sigma >= 0 and int(4 * smoothing_sigma + 0.5) < image_size):  # the radius
         raise InputError(
             f"smoothing sigma {smoothing_sigma} must be at least 0 and under a quarter of the "
             f"image size {image_size}"

@@ -13,10 +13,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from dskd_lite import report
 from dskd_lite.baselines import CLASSES, make_detector
 from dskd_lite.baselines.autoencoder import AutoencoderDetector
+from dskd_lite.baselines.pixels import PixelStatisticsDetector
 from dskd_lite.baselines.rd4ad import RD4AD
 from dskd_lite.config import Config
 from dskd_lite.datasets.cache import decoded_images
@@ -69,35 +71,46 @@ class Silent:
         return lambda step: None
 
 
-def choose_accelerator(device: str, precision: str) -> Accelerator:
-    """Device and precision as HF Accelerate understands them.
+def resolve(device: str, precision: str) -> tuple[torch.device, str]:
+    """The device and the precision (fp32, bf16, fp16) that two options mean on this machine.
 
-    Raises InputError for a device that this machine does not have.
+    Raises InputError for a device that this machine does not have, or fp16 without CUDA.
     """
-    if device == "cuda" and not torch.cuda.is_available():
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if device == "cuda" and not cuda:
         raise InputError("this machine has no CUDA device: use --device auto or --device cpu")
-    if device == "mps" and not torch.backends.mps.is_available():
+    if device == "mps" and not mps:
         raise InputError("this machine has no MPS device: use --device auto or --device cpu")
-    on_gpu = device != "cpu" and torch.cuda.is_available()
+    if device == "auto":
+        device = "cuda" if cuda else "mps" if mps else "cpu"
     if precision == "auto":
-        fast = "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp16"
-        precision = fast if on_gpu else "fp32"
-    if precision == "fp16" and not on_gpu:
+        fast = "bf16" if cuda and torch.cuda.is_bf16_supported() else "fp16"
+        precision = fast if device == "cuda" else "fp32"
+    if precision == "fp16" and device != "cuda":
         raise InputError("fp16 needs a CUDA device: use --precision fp32 or bf16")
+    return torch.device(device), precision
+
+
+def choose_accelerator(device: str, precision: str) -> Accelerator:
+    """Device and precision as HF Accelerate understands them, to train with.
+
+    Raises InputError as ``resolve``.
+    """
+    chosen, precision = resolve(device, precision)
+    AcceleratorState._reset_state()  # or a second run of one process could not change precision
     return Accelerator(
-        cpu=device == "cpu", mixed_precision="no" if precision == "fp32" else precision
+        cpu=chosen.type == "cpu", mixed_precision="no" if precision == "fp32" else precision
     )
 
 
 def prepare_detector(detector: StoredDetector, device: str, precision: str) -> torch.device:
     """Put a detector on the device, to score there in this precision; returns the device.
 
-    Raises InputError as ``choose_accelerator``.
+    Raises InputError as ``resolve``.
     """
-    accelerator = choose_accelerator(device, precision)
-    mixed = accelerator.mixed_precision
-    detector.to(accelerator.device).precision = "fp32" if mixed == "no" else mixed
-    return accelerator.device
+    chosen, detector.precision = resolve(device, precision)
+    detector.to(chosen)
+    return chosen
 
 
 def run(config: Config, display: Display | None = None) -> dict[str, Any]:
@@ -261,6 +274,8 @@ def train_detector(
 
 def new_detector(config: Config) -> StoredDetector:
     """A detector as the options say, students at random from the seed."""
+    if config.method == "pixel-statistics":
+        return PixelStatisticsDetector(config.image_size, config.smoothing_sigma)
     if config.method == "autoencoder":
         return AutoencoderDetector(
             config.image_size,

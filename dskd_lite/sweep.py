@@ -16,6 +16,8 @@ from dskd_lite.errors import InputError
 from dskd_lite.storage import whole_file
 
 RESULTS = "results.jsonl"
+_SET_BY_SWEEP = ("data", "method", "teacher", "teacher_weights", "image_size", "seed", "epochs",
+                 "textures", "precision", "out", "mixed_sizes", "resume", "device")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Sweep:
     textures: str = "procedural"
     """External source of synthetic noise."""
     precision: Precision = "auto"
-    """Auto: bf16 or fp16 on a GPU, fp32 on a CPU."""
+    """Auto: bf16 or fp16 on a GPU (of a scheduler's workers), fp32 on a CPU."""
     scheduler: str | None = None
     """Address of a dask scheduler; a cluster on this machine if not given."""
     workers: int = 1
@@ -101,10 +103,18 @@ def jobs(options: Sweep, parse: Callable[[list[str]], Config]) -> Iterator[Job]:
 
 
 def _arguments(variant: str) -> list[str]:
-    """``no-skip octaves=0,3`` as `dskd train` reads it: --no-skip --octaves 0 3."""
+    """``no-skip octaves=0,3`` as `dskd train` reads it: --no-skip --octaves 0 3.
+
+    Raises InputError for an option that the sweep sets, or a path, which would stand in the key.
+    """
     arguments = []
     for word in variant.split():
         name, _, values = word.partition("=")
+        if name.replace("-", "_") in _SET_BY_SWEEP or "/" in values or "\\" in values:
+            raise InputError(
+                f"variant {word!r}: a variant names no path, and none of the options that the "
+                f"sweep sets itself ({', '.join(_SET_BY_SWEEP)})"
+            )
         arguments += [f"--{name}", *(values.split(",") if values else ())]
     return arguments
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -17,6 +18,11 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)  # so that sums come in one order, and parallel runs do not collide
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator() -> None:
+    AcceleratorState._reset_state()  # or one test's precision would be the next one's
 
 
 @pytest.fixture

@@ -91,6 +91,15 @@ def test_variants_and_options_are_read_from_the_command_line(
     assert "with precision bf16, not fp32" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("variant", ["epochs=50", "image-size=64", "noise-on=masks/a"])
+def test_a_variant_cannot_contradict_the_sweep(
+    make_category: Make, tmp_path: Path, variant: str
+) -> None:
+    options = _options(make_category(), tmp_path / "sweep", variants=(variant,))
+    with pytest.raises(InputError, match=f"variant '{variant}'"):
+        _plan(options)
+
+
 def test_a_job_that_fails_is_named_and_the_others_are_kept(
     make_category: Make, tmp_path: Path
 ) -> None:

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from dskd_lite.detector import Prediction, StoredDetector
 from dskd_lite.errors import InputError
-from dskd_lite.training import to_tensor
 
 GREY_LEVEL = 1 / 255
 
@@ -35,13 +34,14 @@ class PixelStatisticsDetector(StoredDetector):
         """Learn from normal images, uint8 (N, H, W, 3); InputError if there are fewer than two."""
         if len(images) < 2:
             raise InputError(f"{len(images)} normal images are not enough: give at least two")
-        total, squares = torch.zeros_like(self.mean), torch.zeros_like(self.mean)
+        total, squares = np.zeros(images.shape[1:]), np.zeros(images.shape[1:])
         for image in images:
-            colours = to_tensor(image[None], self.mean.device)[0]
-            total += colours
-            squares += colours.square()
-        self.mean.copy_(total / len(images))
-        self.std.copy_((squares / len(images) - self.mean.square()).clamp_min(0).sqrt())
+            total += image
+            squares += image.astype(np.float64) ** 2
+        mean = total / len(images)
+        std = np.sqrt((squares / len(images) - mean**2).clip(0))
+        for buffer, values in ((self.mean, mean), (self.std, std)):
+            buffer.copy_(torch.from_numpy(values / 255).permute(2, 0, 1))
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Prediction:
