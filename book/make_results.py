@@ -116,7 +116,7 @@ dskd sweep SCREW --teachers offline --image-sizes 128 --epochs 15 --textures DTD
 ## The embedded benchmark
 
 How hard are the five products that the chapters learn on? Image AUROC for each, seed 0, 10 epochs, offline teacher
-unless it says otherwise; the last two columns are means over the products.
+unless it says otherwise; the last three columns are means over the products.
 
 ```bash
 dskd data procedural --out data/procedural
