@@ -14,17 +14,14 @@ import argparse
 import os
 import platform
 import statistics
-import subprocess
-import sys
-import sysconfig
 import tempfile
 import time
 import tracemalloc
-import venv
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import rival
 import sklearn
 import torch
 from scipy import ndimage
@@ -135,44 +132,20 @@ def peak_memory(metric: Metric, maps: np.ndarray, masks: np.ndarray) -> float:
     return peak / maps.nbytes
 
 
-def install_anomalib(folder: Path) -> Path:
-    """An environment in the folder with anomalib, which sees this one's packages (torch); its
-    Python."""
-    print("Installing anomalib into a temporary environment …", file=sys.stderr, flush=True)
-    venv.create(folder, with_pip=True)
-    python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
-    ask = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
-    packages = Path(subprocess.check_output(ask, text=True).strip())
-    repository = Path(__file__).resolve().parent.parent
-    (packages / "outer.pth").write_text(f"{sysconfig.get_path('purelib')}\n{repository}\n")
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "anomalib"], check=True)
-    return python
-
-
 def compare_anomalib(maps: np.ndarray, masks: np.ndarray, repeats: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        python = install_anomalib(Path(folder))
-        np.savez(Path(folder) / "maps.npz", maps=maps, masks=masks)
-        command = [python, "-W", "ignore", "-c", ANOMALIB_WORKER, str(torch.get_num_threads())]
-        with subprocess.Popen(
-            [*command, str(Path(folder) / "maps.npz")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as worker:
-            version = worker.stdout.readline().strip()
+        file = Path(folder) / "maps.npz"
+        np.savez(file, maps=maps, masks=masks)
+        with rival.anomalib(ANOMALIB_WORKER, str(torch.get_num_threads()), str(file)) as worker:
 
             def measure() -> tuple[float, float]:
-                worker.stdin.write("\n")
-                worker.stdin.flush()
-                value, seconds = worker.stdout.readline().split()
+                value, seconds = worker.ask().split()
                 return float(value), float(seconds)
 
-            ours = {"ours": lambda: timed(aupro, maps, masks), "theirs": measure}
-            result = in_turns(ours, repeats)
-            rival = f"anomalib {version} AUPRO"
-            row("`aupro`", result["ours"], rival, result["theirs"], "10×")
-            worker.stdin.close()
+            sides = {"ours": lambda: timed(aupro, maps, masks), "theirs": measure}
+            result = in_turns(sides, repeats)
+            name = f"anomalib {worker.version} AUPRO"
+            row("`aupro`", result["ours"], name, result["theirs"], "10×")
 
 
 def processor() -> str:

@@ -1,40 +1,81 @@
-"""Images per second of training DSKD's two students, beside RD4AD as its official code trains it.
+"""Images per second of training DSKD's two students, beside RD4AD as others train it.
 
     python benchmarks/training.py --teacher resnet18                             # CPU, 128 px
+    python benchmarks/training.py --teacher resnet18 --precision bf16            # CPU with AMX
     python benchmarks/training.py --teacher wide_resnet50_2 --size 256           # GPU
 
-Both sides run in one process and take turns; medians of the epochs after each turn's first. The
-teacher's weights are random unless a file is given: they change no step's work. Ours is
-``train_students`` as `dskd train` calls it. RD4AD's side is one student, the gradients of the
-teacher not switched off and its stage 4 computed, plain Adam, contiguous memory, float32. Images
-are noise: their content changes no step's work.
+The sides take turns; medians of the epochs after each turn's first. The teacher's weights are
+random unless a file is given: they change no step's work. Ours is ``train_students`` as `dskd
+train` calls it. RD4AD's side is one student as its official code trains it: the gradients of the
+teacher not switched off and its stage 4 computed, plain Adam, contiguous memory, float32. With
+``--install-anomalib`` a third side is anomalib's ReverseDistillation, also one student, with the
+step of its LightningModule in a plain loop, float32, in a temporary environment. Images are noise:
+their content changes no step's work.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
+import json
 import platform
 import statistics
 import time
 import warnings
 
 import numpy as np
+import rival
 import torch
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from dskd_lite.baselines.rd4ad import RD4ADStudent
 from dskd_lite.cost import count_cost
 from dskd_lite.detector import DSKD
-from dskd_lite.experiment import choose_accelerator
+from dskd_lite.experiment import choose_accelerator, resolve
 from dskd_lite.teacher import Teacher
 from dskd_lite.training import train_students
+
+# Runs in the temporary environment: for each line it reads, the seconds of each epoch after the
+# first.
+ANOMALIB_WORKER = """
+import json, sys, time
+import dskd_lite._torchvision
+import anomalib, numpy, torch
+from anomalib.models.image.reverse_distillation.anomaly_map import AnomalyMapGenerationMode
+from anomalib.models.image.reverse_distillation.loss import ReverseDistillationLoss
+from anomalib.models.image.reverse_distillation.torch_model import ReverseDistillationModel
+threads, teacher, size, batch, count, epochs, device = sys.argv[1:]
+size, batch, count, epochs = int(size), int(batch), int(count), int(epochs)
+torch.set_num_threads(int(threads))
+images = numpy.random.default_rng(0).integers(0, 256, (count, 3, size, size)).astype("uint8")
+print(anomalib.__version__, flush=True)
+for _ in sys.stdin:
+    model = ReverseDistillationModel(
+        teacher, (size, size), ["layer1", "layer2", "layer3"], AnomalyMapGenerationMode.ADD, False
+    ).to(device).train()
+    trained = [*model.decoder.parameters(), *model.bottleneck.parameters()]
+    optimizer = torch.optim.Adam(trained, lr=0.005, betas=(0.5, 0.99))
+    criterion, seconds = ReverseDistillationLoss(), []
+    for _ in range(epochs):
+        start = time.perf_counter()
+        for first in range(0, count, batch):
+            data = torch.from_numpy(images[first : first + batch]).to(device).float().div(255)
+            loss = criterion(*model(data))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss.item()
+        seconds.append(time.perf_counter() - start)
+    print(json.dumps(seconds[1:]), flush=True)
+"""
 
 
 def dskd_epoch_seconds(options: argparse.Namespace, images: np.ndarray) -> list[float]:
     """Seconds of each epoch after the first, in which features are still being cached."""
     detector = DSKD(Teacher(options.teacher, options.weights), options.size)
-    accelerator = choose_accelerator(options.device, "auto")
+    accelerator = choose_accelerator(options.device, options.precision)
     ends: list[float] = []
     train_students(
         detector, images, options.epochs, options.batch, accelerator=accelerator,
@@ -45,16 +86,18 @@ def dskd_epoch_seconds(options: argparse.Namespace, images: np.ndarray) -> list[
     return [b - a for a, b in itertools.pairwise(last)]
 
 
-def rd4ad_epoch_seconds(options: argparse.Namespace, images: np.ndarray) -> list[float]:
-    """Seconds of each epoch after the first, in which kernels are still being chosen."""
-    device = choose_accelerator(options.device, "auto").device
+def rd4ad_epoch_seconds(
+    options: argparse.Namespace, images: np.ndarray
+) -> tuple[list[float], float]:
+    """Seconds of each epoch after the first, in which kernels are still being chosen, and the
+    multiply-adds of an image, counted in that first epoch."""
+    device = resolve(options.device, "fp32")[0]
     teacher = Teacher(options.teacher, options.weights).to(device)
     teacher.backbone.requires_grad_(True)
     student = RD4ADStudent(options.teacher).to(device).train()
     optimizer = torch.optim.Adam(student.parameters(), lr=0.005, betas=(0.5, 0.999))
-    seconds = []
-    for _ in range(options.epochs):
-        start = time.perf_counter()
+
+    def epoch() -> None:
         for first in range(0, len(images), options.batch):
             batch = torch.from_numpy(images[first : first + options.batch]).to(device)
             batch = batch.permute(0, 3, 1, 2).float().div(255).contiguous()
@@ -67,8 +110,15 @@ def rd4ad_epoch_seconds(options: argparse.Namespace, images: np.ndarray) -> list
             loss.backward()
             optimizer.step()
             loss.item()
+
+    with FlopCounterMode(display=False) as counter:
+        epoch()
+    seconds = []
+    for _ in range(options.epochs - 1):
+        start = time.perf_counter()
+        epoch()
         seconds.append(time.perf_counter() - start)
-    return seconds[1:]
+    return seconds, counter.get_total_flops() / 2 / len(images)
 
 
 def main() -> None:
@@ -81,35 +131,53 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3, help="in each turn")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument(
+        "--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"),
+        help="of DSKD; the others compute in fp32",
+    )  # fmt: skip
+    parser.add_argument("--install-anomalib", action="store_true")
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # a teacher without layer4's branch says so once too often
+    device, precision = resolve(options.device, options.precision)
     shape = (options.images, options.size, options.size, 3)
     images = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
-    ours: list[float] = []
-    theirs: list[float] = []
-    for _ in range(options.rounds):
-        ours += dskd_epoch_seconds(options, images)
-        theirs += rd4ad_epoch_seconds(options, images)
-    place = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    ours, theirs = f"DSKD, both students, {precision}", "RD4AD, as its code, fp32"
+    seconds: dict[str, list[float]] = {ours: [], theirs: []}
+    macs = 0.0
+    arguments = (torch.get_num_threads(), options.teacher, options.size, options.batch,
+                 options.images, options.epochs, device)  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        worker, third = None, ""
+        if options.install_anomalib:
+            program = rival.anomalib(ANOMALIB_WORKER, *map(str, arguments))
+            worker = stack.enter_context(program)
+            third = f"anomalib {worker.version}, RD, fp32"
+            seconds[third] = []
+        for _ in range(options.rounds):
+            seconds[ours] += dskd_epoch_seconds(options, images)
+            rd4ad, macs = rd4ad_epoch_seconds(options, images)
+            seconds[theirs] += rd4ad
+            if worker:
+                seconds[third] += json.loads(worker.ask())
+    place = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {place}; teacher "
           f"{options.teacher}, {options.size} px, batch {options.batch}, "
-          f"medians of {len(ours)} epochs of {options.images} images")  # fmt: skip
-    sides = {"DSKD, both students": ours, "RD4AD, as its code": theirs}
-    rates = {name: options.images / statistics.median(s) for name, s in sides.items()}
+          f"medians of {len(seconds[ours])} epochs of {options.images} images")  # fmt: skip
+    rates = {name: options.images / statistics.median(s) for name, s in seconds.items()}
     for name, rate in rates.items():
-        print(f"{name:<22}{rate:>9.1f} images/s")
-    dskd, rd4ad = rates.values()
+        print(f"{name:<32}{rate:>9.1f} images/s {rates[ours] / rate:>7.2f}×")
     cost = count_cost(options.teacher, options.size)
-    students = sum(cost[f"{s}_student"]["multiply_adds"] for s in ("forward", "reverse"))
-    print(f"DSKD computes {3 * students / 1e9:.2f} GMAC an image once features are cached: "
-          f"{2 * 3 * students * dskd / 1e12:.3f} TFLOP/s reached; at this rate 200 epochs of 320 "
-          f"images take {200 * 320 / dskd:.0f} s\n")  # fmt: skip
-    on_gpu = options.device != "cpu" and torch.cuda.is_available()
-    arguments = f"--teacher {options.teacher} --size {options.size}"
-    print(f"| training both students, {'GPU' if on_gpu else 'CPU'}, {options.teacher}, "
-          f"{options.size} px, batch {options.batch} | RD4AD as its official code trains it "
-          f"| {'3' if on_gpu else '1.8'}× | `python benchmarks/training.py {arguments}` "
-          f"| {dskd / rd4ad:.2f}× |")  # fmt: skip
+    students = 3 * sum(cost[f"{s}_student"]["multiply_adds"] for s in ("forward", "reverse"))
+    print(f"an image is {students / 1e9:.2f} GMAC to DSKD once features are cached, "
+          f"{macs / 1e9:.2f} to RD4AD: {2 * students * rates[ours] / 1e12:.3f} and "
+          f"{2 * macs * rates[theirs] / 1e12:.3f} TFLOP/s reached; at DSKD's rate 200 epochs of "
+          f"320 images take {200 * 320 / rates[ours]:.0f} s\n")  # fmt: skip
+    kind = "GPU" if device.type == "cuda" else "CPU"
+    command = f"--teacher {options.teacher} --size {options.size} --precision {precision}"
+    print(f"| training both students, {kind}, {options.teacher}, {options.size} px, batch "
+          f"{options.batch}, {precision} | RD4AD as its official code trains it "
+          f"| {'3' if kind == 'GPU' else '1.8'}× | `python benchmarks/training.py {command}` "
+          f"| {rates[ours] / rates[theirs]:.2f}× |")  # fmt: skip
 
 
 if __name__ == "__main__":
