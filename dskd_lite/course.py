@@ -25,18 +25,14 @@ from dskd_lite.config import Config
 from dskd_lite.datasets import procedural
 from dskd_lite.datasets.cache import decoded_images
 from dskd_lite.datasets.folder import read_masks, scan_category
-from dskd_lite.datasets.textures import ProceduralTextures
 from dskd_lite.detector import DSKD
-from dskd_lite.evaluation import fit_thresholds, score_images
-from dskd_lite.experiment import new_detector
+from dskd_lite.experiment import finish_detector, new_detector, new_noise
 from dskd_lite.storage import read_json, write_json
-from dskd_lite.synthetic_noise import SyntheticNoise
 from dskd_lite.teacher import OFFLINE_WEIGHTS
 from dskd_lite.training import (
     Report,
     Step,
     split_holdout,
-    train_fusion,
     train_students,
 )
 
@@ -127,7 +123,10 @@ def trained_detector(
     fitted, held_out = split_holdout(len(images), config.holdout, config.seed)
     if fusion:
         detector = trained_detector(name, **options)
-        _train_fusion(detector, images[fitted], images[held_out], config)
+        noise = new_noise(config)
+        finish_detector(
+            config, detector, images[fitted], images[held_out], noise, accelerator.device
+        )
     else:
         detector = new_detector(config)
         train_students(
@@ -136,18 +135,6 @@ def trained_detector(
         )  # fmt: skip
     detector.save(saved, {"category": name, "fusion": fusion, "options": options})
     return detector
-
-
-def _train_fusion(detector: DSKD, fitted: np.ndarray, held_out: np.ndarray, config: Config) -> None:
-    size, device = config.image_size, detector.fusion.weight.device
-    textures = ProceduralTextures(image_size=size, seed=config.seed)
-    noise = SyntheticNoise(textures, (size, size), config.opacity, config.octaves)
-    train_fusion(
-        detector, fitted, noise, config.fusion_epochs, config.batch_size, seed=config.seed,
-        held_out=held_out if config.fusion == "recommended" else None,
-    )  # fmt: skip
-    maps = score_images(detector, held_out, config.batch_size, device)["fused"]
-    detector.thresholds = fit_thresholds(maps, config.false_positive_rate)
 
 
 def each_epoch(title: str, epochs: int) -> Report:

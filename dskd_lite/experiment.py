@@ -16,10 +16,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from dskd_lite import report
-from dskd_lite.baselines import CLASSES, make_detector
-from dskd_lite.baselines.autoencoder import AutoencoderDetector
-from dskd_lite.baselines.pixels import PixelStatisticsDetector
-from dskd_lite.baselines.rd4ad import RD4AD
+from dskd_lite.baselines import DETECTORS, make_detector
 from dskd_lite.config import Config
 from dskd_lite.datasets.cache import decoded_images
 from dskd_lite.datasets.folder import Category, check_sizes, find_categories, scan_category
@@ -162,7 +159,9 @@ def write_report(folder: Path, content: dict[str, Any], sections: list[str]) -> 
     """Write report.json and, where there was something to evaluate, report.html."""
     write_json(folder / REPORT, content)
     if any(sections):
-        title = f"DSKD on {Path(content['data']).resolve().name}"
+        method = content["config"]["method"]
+        title = method.upper() if method in ("dskd", "rd4ad", "pca") else method.capitalize()
+        title += f" on {Path(content['data']).resolve().name}"
         with whole_file(folder / PAGE) as temporary:
             page = report.html_page(title, content, [s for s in sections if s])
             temporary.write_text(page, encoding="utf-8")
@@ -251,54 +250,60 @@ def train_detector(
         else:
             detector.to(device).fit(normal[fitted])
     with timed(seconds, "train_fusion"):
-        if isinstance(detector, DSKD):
-            allowed = None if regions is None else regions[fitted]
-            if config.noise_on == "object":
-                allowed = object_masks(normal[fitted])
-            train_fusion(
-                detector,
-                normal[fitted],
-                noise,
-                config.fusion_epochs,
-                config.batch_size,
-                seed=config.seed,
-                held_out=normal[held_out] if config.fusion == "recommended" else None,
-                allowed=allowed,
-                report=display.steps("fusion"),
-            )
-        held_maps = score_images(detector, normal[held_out], config.batch_size, device)
-        final = list(held_maps.values())[-1]  # the last rung of the ablation is what is used
-        detector.thresholds = fit_thresholds(final, config.false_positive_rate)
+        allowed = None if regions is None else regions[fitted]
+        finish_detector(
+            config, detector, normal[fitted], normal[held_out], noise, device, allowed, display
+        )
     return detector, {"train": len(fitted), "held_out": len(held_out)}
+
+
+def finish_detector(
+    config: Config,
+    detector: StoredDetector,
+    fitted: np.ndarray,
+    held_out: np.ndarray,
+    noise: SyntheticNoise,
+    device: torch.device,
+    allowed: np.ndarray | None = None,
+    display: Display | None = None,
+) -> None:
+    """Train the fusion, if the detector has one, and fit the thresholds, as the options say.
+
+    ``fitted`` and ``held_out`` are the normal images that the students have and have not learned
+    from, uint8 (N, H, W, 3); ``allowed`` (N, H, W) bool, where noise may fall in the first.
+    """
+    if isinstance(detector, DSKD):
+        if config.noise_on == "object":
+            allowed = object_masks(fitted)
+        train_fusion(
+            detector,
+            fitted,
+            noise,
+            config.fusion_epochs,
+            config.batch_size,
+            seed=config.seed,
+            held_out=held_out if config.fusion == "recommended" else None,
+            allowed=allowed,
+            report=(display or Silent()).steps("fusion"),
+        )
+    maps = score_images(detector, held_out, config.batch_size, device)
+    final = list(maps.values())[-1]  # the last rung of the ablation is what is used
+    detector.thresholds = fit_thresholds(final, config.false_positive_rate)
 
 
 def new_detector(config: Config) -> StoredDetector:
     """A detector as the options say, students at random from the seed."""
-    if config.method == "pixel-statistics":
-        return PixelStatisticsDetector(config.image_size, config.smoothing_sigma)
-    if config.method == "autoencoder":
-        return AutoencoderDetector(
-            config.image_size,
-            config.smoothing_sigma,
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            seed=config.seed,
-        )
+    options: dict[str, Any] = {"smoothing_sigma": config.smoothing_sigma, "seed": config.seed}
+    if config.method in ("rd4ad", "autoencoder"):
+        options |= {"epochs": config.epochs, "batch_size": config.batch_size}
+    if config.method in ("pixel-statistics", "autoencoder"):  # neither has a teacher
+        return make_detector(config.method, None, config.image_size, **options)
     with torch.random.fork_rng(devices=[]):  # a random teacher comes from the seed as well
         torch.manual_seed(generator(config.seed, STUDENTS).initial_seed())
         teacher = Teacher(config.teacher, config.teacher_weights, config.stem_stride)
         if config.method == "rd4ad":
-            return RD4AD(
-                teacher,
-                config.image_size,
-                config.smoothing_sigma,
-                config.loss,
-                config.epochs,
-                config.batch_size,
-                config.seed,
-            )
+            options["loss"] = config.loss
         if config.method != "dskd":
-            options = {"seed": config.seed, "smoothing_sigma": config.smoothing_sigma}
             return make_detector(config.method, teacher, config.image_size, **options)
         return DSKD(
             teacher,
@@ -358,7 +363,8 @@ def load_run(folder: Path) -> StoredDetector:
     model = folder / MODEL if (folder / MODEL).is_dir() else folder
     if not model.is_dir():
         raise InputError(f"{folder} is not a folder: give one that `dskd train` wrote")
-    return {cls.__name__: cls for cls in (DSKD, *CLASSES)}.get(saved_kind(model), DSKD).load(model)
+    kinds = {kind.__name__: kind for kind in DETECTORS.values()}
+    return kinds.get(saved_kind(model), DSKD).load(model)
 
 
 def evaluate_run(

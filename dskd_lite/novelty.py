@@ -54,7 +54,7 @@ class Novelty(Config):
     noise_on: Literal["anywhere", "object"] = "anywhere"
     """Where noise may fall: anywhere, or on the object, found by its colour before the border's."""
     mixed_sizes: tyro.conf.Suppress[bool] = True
-    resume: tyro.conf.Suppress[bool] = False
+    resume: tyro.conf.Suppress[bool] = True
 
 
 def fitted_to_size(options: Novelty) -> Novelty:
@@ -71,8 +71,9 @@ def fitted_to_size(options: Novelty) -> Novelty:
 def run_novelty(options: Novelty, display: Display) -> list[dict[str, Any]]:
     """Train and test with each class as normal; returns a row of results for each.
 
-    A row is written as soon as its class is done, and a class that has one is not run again. Raises
-    InputError for anything wrong with the input.
+    A row is written as soon as its class is done, and a class that has one is not run again; one
+    that was interrupted goes on from its checkpoint. Raises InputError for anything wrong with the
+    input.
     """
     from dskd_lite import experiment
     from dskd_lite.metrics import auroc
@@ -98,8 +99,9 @@ def run_novelty(options: Novelty, display: Display) -> list[dict[str, Any]]:
         if job.key in rows:
             continue
         task, seconds = data.task(normal), {}
+        checkpoint = options.out / f"{job.key}.safetensors"
         detector, images = experiment.train_detector(
-            job.config, task.train, noise, None, accelerator, display, seconds
+            job.config, task.train, noise, None, accelerator, display, seconds, checkpoint
         )
         precision = accelerator.mixed_precision
         detector.precision = "fp32" if precision == "no" else precision
@@ -123,6 +125,7 @@ def run_novelty(options: Novelty, display: Display) -> list[dict[str, Any]]:
         }
         if accelerator.is_main_process:
             write_results(file, rows.values())
+            checkpoint.unlink(missing_ok=True)
     return [rows[job.key] for job in jobs]
 
 

@@ -64,8 +64,9 @@ def predict(
     """Score photos; write ``<name>_overlay.png`` and ``<name>_mask.png`` for each, and scores.csv.
 
     Overlays have the photo's own size and one colour scale for all: from 0 to twice the pixel
-    threshold stored with the model, so that the threshold lies in the middle. A photo that cannot
-    be read is reported in its verdict and skipped.
+    threshold stored with the model, so that the threshold lies in the middle; without a positive
+    one, to the photo's own maximum. A photo that cannot be read is reported in its verdict and
+    skipped.
 
     Raises InputError if there is no photo, or ``out`` cannot be written.
     """
@@ -109,7 +110,9 @@ def _judge(
     maps, scores = prediction.fused_map.float().cpu().numpy(), prediction.score.tolist()
     thresholds = detector.thresholds
     for (path, photo), values, score in zip(photos, maps, scores, strict=True):
-        limit = 2 * thresholds.pixel if thresholds else float(values.max())
+        limit = 2 * thresholds.pixel if thresholds else 0.0
+        if limit <= 0:  # no threshold, or scores that go below zero, as a one-class SVM's
+            limit = max(float(values.max()), 0.0)
         full = Image.fromarray(values).resize(photo.size, Image.Resampling.BILINEAR)
         name = path.relative_to(root).with_suffix("")
         _write(plots.overlay(np.asarray(photo), np.asarray(full), limit), out, name, "overlay")

@@ -11,7 +11,7 @@ from typing import Any
 
 import tyro
 
-from dskd_lite.config import Config, Method, Precision
+from dskd_lite.config import Config, Device, Method, Precision
 from dskd_lite.errors import InputError
 from dskd_lite.storage import whole_file
 
@@ -44,7 +44,9 @@ class Sweep:
     textures: str = "procedural"
     """External source of synthetic noise."""
     precision: Precision = "auto"
-    """Auto: bf16 or fp16 on a GPU (of a scheduler's workers), fp32 on a CPU."""
+    """Auto: bf16 or fp16 on a GPU, fp32 on a CPU."""
+    device: Device = "auto"
+    """Auto takes an accelerator if there is one; several workers share it."""
     scheduler: str | None = None
     """Address of a dask scheduler; a cluster on this machine if not given."""
     workers: int = 1
@@ -97,7 +99,7 @@ def jobs(options: Sweep, parse: Callable[[list[str]], Config]) -> Iterator[Job]:
                 out=options.out / key,
                 mixed_sizes=True,
                 resume=True,
-                device="cpu" if options.scheduler is None else "auto",
+                device=options.device,
             ),
         )
 

@@ -12,11 +12,14 @@ import pytest
 from PIL import Image
 
 from dskd_lite import experiment, storage
+from dskd_lite.baselines import make_detector
 from dskd_lite.cli import main
 from dskd_lite.datasets.cache import decoded_images
 from dskd_lite.datasets.folder import read_mask, scan_category
+from dskd_lite.detector import Thresholds
 from dskd_lite.evaluation import score_images
 from dskd_lite.foreground import object_masks
+from dskd_lite.prediction import predict
 from dskd_lite.training import Step
 
 FAST = (
@@ -124,6 +127,25 @@ def test_predict_writes_overlays_masks_and_scores_and_skips_the_unreadable(
     assert "broken.png" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("threshold", [-2.0, 0.0])
+def test_a_threshold_that_is_not_positive_still_gives_a_heatmap(
+    threshold: float, tmp_path: Path
+) -> None:
+    """As a one-class SVM has one: its scores are distances from a boundary."""
+    detector = make_detector("pixel-statistics", None, 32, smoothing_sigma=1.0)
+    detector.thresholds = Thresholds(threshold, threshold, 0.05)
+    photo = np.zeros((32, 32, 3), np.uint8)  # black is what an unfitted detector expects
+    photo[4:16, 4:16] = 200
+    photo[4:16, 20:28] = 50
+    Image.fromarray(photo).save(tmp_path / "a.png")
+    list(predict(detector, tmp_path / "a.png", tmp_path / "out"))
+    overlay = np.asarray(Image.open(tmp_path / "out" / "a_overlay.png")).astype(int)
+    covered = np.abs(overlay - photo).max(2)
+    assert covered[10, 10] > 30 and (covered[24:] == 0).all()
+    hottest, warm = overlay[10, 10] / overlay[10, 10].max(), overlay[10, 24] / overlay[10, 24].max()
+    assert np.abs(hottest - warm).max() > 0.2  # a quarter as far from black, another colour
+
+
 def test_two_runs_with_one_seed_are_equal_and_another_seed_is_not(
     trained: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -214,6 +236,8 @@ def test_every_method_trains_is_evaluated_and_predicts(
     images = decoded_images([s.path for s in category.test if s.is_defective], 32, None)
     maps = score_images(experiment.load_run(run), images)[method]
     assert scores == pytest.approx(maps.max((1, 2)), rel=1e-4)
+    page = (run / "report.html").read_text(encoding="utf-8").lower()
+    assert f"<h1>{method} on {data.name}</h1>" in page
     if method != "rd4ad":
         capsys.readouterr()
         assert main(["export", str(run), "--out", str(tmp_path / "model.onnx")]) == 2

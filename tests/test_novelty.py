@@ -14,6 +14,7 @@ from dskd_lite.datasets.one_class import class_folders
 from dskd_lite.experiment import Silent
 from dskd_lite.novelty import Novelty, fitted_to_size, image_scores, run_novelty, table
 from dskd_lite.sweep import RESULTS, read_results, summary
+from dskd_lite.training import Step
 
 COLOURS = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
 FAST = (
@@ -71,6 +72,37 @@ def test_each_class_in_turn_is_normal_and_one_that_is_done_is_not_run_again(
 
     assert main([*command, "--fusion", "paper"]) == 2
     assert "with fusion recommended, not paper" in capsys.readouterr().err
+
+
+def test_an_interrupted_class_goes_on_from_its_checkpoint(
+    classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    command = ["novelty", str(classes), *FAST, "--epochs", "3", "--classes", "green"]
+    assert main([*command, "--out", str(whole)]) == 0
+    steps: list[int] = []
+
+    def stop(step: Step) -> None:
+        steps.append(step.step)
+        if step.step == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dskd_lite.cli.Terminal.steps", lambda self, title: stop)
+        assert main([*command, "--out", str(out)]) == 130
+    assert len(list(out.glob("*.safetensors"))) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "dskd_lite.cli.Terminal.steps",
+            lambda self, title: (
+                lambda step: steps.append(step.step) if title == "students" else None
+            ),
+        )
+        assert main([*command, "--out", str(out)]) == 0
+    assert steps == [1, 2, 3, 4, 5, 6]  # nothing twice
+    assert [path.name for path in out.iterdir()] == [RESULTS]
+    (expected,), (found,) = read_results(whole / RESULTS), read_results(out / RESULTS)
+    assert found["scores"] == expected["scores"]
 
 
 @pytest.mark.parametrize("method", ["dskd", "pca"])

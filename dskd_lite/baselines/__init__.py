@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,39 +33,29 @@ class Baseline(Protocol):
         """One anomaly map (B, H, W) of images (B, 3, H, W) in [0, 1], under the detector's name."""
 
 
-DETECTORS: dict[str, Callable[..., Baseline]] = {
-    "pixel-statistics": lambda teacher, image_size, seed, **options: PixelStatisticsDetector(
-        image_size, **options
-    ),
+DETECTORS: dict[str, type[StoredDetector]] = {
+    "pixel-statistics": PixelStatisticsDetector,
     "one-class-svm": OneClassSVMDetector,
     "pca": PCADetector,
     "gaussian": GaussianDetector,
     "nearest-patches": NearestPatchesDetector,
-    "autoencoder": lambda teacher, image_size, **options: AutoencoderDetector(
-        image_size, **options
-    ),
+    "autoencoder": AutoencoderDetector,
     "rd4ad": RD4AD,
 }
 
 
-CLASSES: tuple[type[StoredDetector], ...] = (
-    PixelStatisticsDetector,
-    OneClassSVMDetector,
-    PCADetector,
-    GaussianDetector,
-    NearestPatchesDetector,
-    AutoencoderDetector,
-    RD4AD,
-)
-
-
 def make_detector(
-    name: str, teacher: Teacher, image_size: int, seed: int = 0, **options: Any
+    name: str, teacher: Teacher | None, image_size: int, seed: int = 0, **options: Any
 ) -> Baseline:
     """A detector of ``DETECTORS``, not yet fitted; ``options`` are its constructor's own.
 
-    Raises InputError for an unknown name, or an image size that does not fit.
+    Those on pixels need no teacher. Raises InputError for an unknown name, or an image size that
+    does not fit.
     """
+    if name == "pixel-statistics":  # nothing in it is random
+        return PixelStatisticsDetector(image_size, **options)
+    if name == "autoencoder":
+        return AutoencoderDetector(image_size, seed=seed, **options)
     if name not in DETECTORS:
         raise InputError(f"no detector is called {name!r}: choose one of {', '.join(DETECTORS)}")
     return DETECTORS[name](teacher, image_size, seed=seed, **options)
