@@ -42,6 +42,7 @@ from dskd_lite.training import (
     train_students,
 )
 
+FEW_HELD_OUT = 10  # normal images: under these a fitted threshold is hardly more than a guess
 CHECKPOINT, MODEL, REPORT, PAGE = "checkpoint.safetensors", "model", "report.json", "report.html"
 
 
@@ -193,6 +194,11 @@ def _run_category(
     with timed(seconds, "evaluate"):
         progress = display.counter("evaluate", len(test))
         evaluation = evaluate(detector, category, test, config.batch_size, device, progress)
+        if images["held_out"] < FEW_HELD_OUT:
+            evaluation.notes.append(
+                f"The thresholds rest on {images['held_out']} held-out normal images: more of "
+                "them, or a larger --holdout, would make them firmer."
+            )
         section = report.section(evaluation, detector.thresholds) if len(test) else ""
     content = {
         "data": str(category.root),
@@ -363,6 +369,11 @@ def load_run(folder: Path) -> StoredDetector:
     model = folder / MODEL if (folder / MODEL).is_dir() else folder
     if not model.is_dir():
         raise InputError(f"{folder} is not a folder: give one that `dskd train` wrote")
+    several = sorted(path.parent.name for path in folder.glob(f"*/{MODEL}"))
+    if model == folder and several:
+        raise InputError(
+            f"{folder} holds runs of several categories: name one, e.g. {folder / several[0]}"
+        )
     kinds = {kind.__name__: kind for kind in DETECTORS.values()}
     return kinds.get(saved_kind(model), DSKD).load(model)
 

@@ -231,7 +231,7 @@ def size_and_contrast(groups: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Fi
         axis.plot(share, change, marker, color=color, alpha=0.65, markersize=4, label=name)
     axis.set(
         xscale="log", yscale="log", xlabel="share of the image covered",
-        ylabel="mean change inside, of 1",
+        ylabel="mean change inside (image in 0–1)",
     )  # fmt: skip
     axis.legend(frameon=False, fontsize=8)
     return figure

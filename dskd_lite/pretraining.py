@@ -1,9 +1,9 @@
 """Train the offline teacher: knowledge distillation from an ImageNet network, without photographs.
 
-The package ships a small teacher so that everything runs without a network. Where does a 2 MB file
+The package ships a small teacher so that everything runs without a network. Where does a 6 MB file
 get the eye of a network that saw a million photographs? By imitation, the book's own subject: the
-*source* (an ImageNet ResNet-18) and the *pupil* (the same network at half width, random start) look
-at the same procedural textures, and the pupil learns to predict what the source computes.
+*source* (an ImageNet ResNet-18) and the *pupil* (the same network, random start) look at the same
+procedural textures, and the pupil learns to predict what the source computes.
 
 Two losses per stage t, with S_t the source's features and P_t the pupil's:
 
@@ -64,7 +64,7 @@ class Pretraining:
     resume: bool = False
     """Go on from the checkpoint in ``out``."""
     seed: int = 0
-    steps: int = 24000
+    steps: int = 14000
     batch_pixels: int = 64 * 64 * 64
     """Pixels of a batch: 64 images at 64 px, 28 at 96 px, 16 at 128 px."""
     image_sizes: tuple[int, ...] = (64, 96, 128)
@@ -191,7 +191,7 @@ def _from_file(name: str, path: str | Path) -> Teacher:
 
 
 class Pupil(nn.Module):
-    """The half-width backbone, and the projections that compare it with the source."""
+    """The backbone, and the projections that compare it with the source."""
 
     def __init__(self, source: Teacher) -> None:
         super().__init__()

@@ -28,13 +28,12 @@ class Architecture:
 
     block: type[nn.Module]
     layers: tuple[int, int, int, int]
-    width: int = 64
     width_per_group: int = 64
 
     @property
     def channels(self) -> tuple[int, int, int, int]:
         """Channels of E1..E4."""
-        c1, c2, c3, c4 = (self.width * 2**stage * self.block.expansion for stage in range(4))
+        c1, c2, c3, c4 = (64 * 2**stage * self.block.expansion for stage in range(4))
         return c1, c2, c3, c4
 
 
@@ -43,7 +42,7 @@ ARCHITECTURES = {
     "resnet50": Architecture(Bottleneck, (3, 4, 6, 3)),
     "resnet34": Architecture(BasicBlock, (3, 4, 6, 3)),
     "resnet18": Architecture(BasicBlock, (2, 2, 2, 2)),
-    "offline": Architecture(BasicBlock, (2, 2, 2, 2), width=32),
+    "offline": Architecture(BasicBlock, (2, 2, 2, 2)),
 }
 
 
@@ -68,18 +67,6 @@ class Backbone(nn.Module):
         net = torchvision.models.ResNet(
             arch.block, list(arch.layers), width_per_group=arch.width_per_group
         )
-        if arch.width != 64:  # torchvision fixes the width at 64; its own methods build the others
-            net.inplanes = arch.width
-            net.conv1 = nn.Conv2d(3, arch.width, 7, stride=2, padding=3, bias=False)
-            net.bn1 = nn.BatchNorm2d(arch.width)
-            for stage, blocks in enumerate(arch.layers):
-                layer = net._make_layer(
-                    arch.block, arch.width * 2**stage, blocks, stride=1 if stage == 0 else 2
-                )
-                setattr(net, f"layer{stage + 1}", layer)
-            for module in net.modules():
-                if isinstance(module, nn.Conv2d):
-                    nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if not stem_stride:
             net.conv1.stride, net.maxpool = (1, 1), nn.Identity()
         self.channels = arch.channels

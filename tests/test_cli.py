@@ -179,7 +179,9 @@ def test_interrupted_run_resumes_to_the_same_model(
     assert (out / "model" / "model.safetensors").read_bytes() == expected
 
 
-def test_folder_of_categories_gets_one_report(make_category: Make, tmp_path: Path) -> None:
+def test_folder_of_categories_gets_one_report(
+    make_category: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     make_category("data/a")
     make_category("data/b", masks=False)
     out = tmp_path / "run"
@@ -194,6 +196,10 @@ def test_folder_of_categories_gets_one_report(make_category: Make, tmp_path: Pat
     page = (out / "report.html").read_text()
     assert "<h2>a</h2>" in page and "<h2>b</h2>" in page
     assert "No pixel metrics: the defective images have no masks" in page
+    assert page.count("The thresholds rest on 1 held-out normal images") == 2
+    capsys.readouterr()
+    assert main(["predict", str(out), str(tmp_path / "data" / "a" / "test")]) == 2
+    assert f"name one, e.g. {out / 'a'}" in capsys.readouterr().err
 
 
 def test_category_without_test_images_trains(make_category: Make, tmp_path: Path) -> None:
