@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import AutocastKwargs
 
 from dskd_lite import report
 from dskd_lite.baselines import DETECTORS, make_detector
@@ -95,9 +96,13 @@ def choose_accelerator(device: str, precision: str) -> Accelerator:
     Raises InputError as ``resolve``.
     """
     chosen, precision = resolve(device, precision)
-    AcceleratorState._reset_state()  # or a second run of one process could not change precision
+    # Or a second run of one process could change neither device nor precision.
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     return Accelerator(
-        cpu=chosen.type == "cpu", mixed_precision="no" if precision == "fp32" else precision
+        cpu=chosen.type == "cpu",
+        mixed_precision="no" if precision == "fp32" else precision,
+        # A weight is used once in a step; and a CUDA graph must not hold what a cache will free.
+        kwargs_handlers=[AutocastKwargs(cache_enabled=False)],
     )
 
 

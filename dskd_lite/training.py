@@ -22,6 +22,7 @@ from dskd_lite.anomaly_maps import COMPARED_STAGES, LossForm, distillation_loss
 from dskd_lite.detector import DSKD, DistillationDetector
 from dskd_lite.errors import InputError
 from dskd_lite.fusion import MixLine, dice_loss, inverse_variance_weights, manual_weights
+from dskd_lite.graphs import TensorArguments, record
 from dskd_lite.parallel import share_of, synchronise_batch_norm
 from dskd_lite.seeding import FUSION, HOLDOUT, ORDER, generator
 from dskd_lite.storage import save_tensors, whole_file
@@ -36,7 +37,7 @@ FREE_LEARNING_RATE = 0.005  # of the fusion's six weights, as in the paper
 LINE_LEARNING_RATE = 0.05  # of the place on the line, which has to be able to reach its ends
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 # Normal images are not augmented, so the teacher says the same about them in every epoch.
-MAX_CACHED_FEATURES = 2 * 1024**3  # bytes
+MAX_CACHED_FEATURES = 2 * 1024**3  # bytes of main memory
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ def train_students(
     The order of the images depends on the seed and the epoch alone. With a ``checkpoint`` path the
     state is saved once a minute, on Ctrl-C and at the end, and ``resume`` continues from it to the
     same weights as a run that was never stopped. The teacher's features are computed once and kept
-    on the device if they take no more than 2 GiB. Several processes (``accelerate launch``) share
+    on the device if they take no more than 2 GiB, or on a GPU a quarter of its free memory; there
+    a CUDA graph runs the students. Several processes (``accelerate launch``) share
     each batch and reach the weights of a single one, up to rounding.
 
     Raises InputError if the loss is not finite (the last checkpoint stays), the checkpoint cannot
@@ -131,6 +133,10 @@ def train_students(
             _save_checkpoint(checkpoint, run, done, students, optimizer)
 
     features = _cached_features(detector, images, batch_size, accelerator) if epochs > 1 else None
+    plain = [TensorArguments(student) for student in prepared]
+    records = accelerator.device.type == "cuda" and processes == 1
+    recorded: list[torch.nn.Module] | None = None
+    usual = len(np.array_split(range(len(images)), steps_per_epoch)[steps_per_epoch // 2])
     saved_at = monotonic()
     try:
         while done < steps:
@@ -144,11 +150,17 @@ def train_students(
                     teacher_features = detector.teacher(normal, detector.stages_read)
             else:
                 teacher_features = [stage[own] for stage in features]
-            compared = teacher_features[:COMPARED_STAGES]
+            given = [
+                (normal,) if isinstance(student, ForwardStudent) else tuple(teacher_features)
+                for student in students
+            ]
+            if records and recorded is None and len(own) == usual:
+                recorded = record(prepared, given)
+            runners = recorded if recorded and len(own) == usual else plain
             value = normal.new_zeros(())
-            for student, run_student in zip(students, prepared, strict=True):
-                given = normal if isinstance(student, ForwardStudent) else teacher_features
-                value = value + distillation_loss(compared, run_student(given), loss)
+            for runner, arguments in zip(runners, given, strict=True):
+                rebuilt = runner(*arguments)
+                value = value + distillation_loss(teacher_features[:COMPARED_STAGES], rebuilt, loss)
             # Processes average their gradients, so each counts by its share of the batch.
             value = value * (len(own) * processes / len(chosen))
             whole = accelerator.reduce(value.detach(), "mean")
@@ -194,7 +206,7 @@ def _cached_features(
             features = detector.teacher(batch, detector.stages_read)
         if not stages:
             size = sum(f[0].numel() * f.element_size() for f in features) * len(images)
-            if size > MAX_CACHED_FEATURES:
+            if size > _memory_for_features(accelerator.device):
                 return None
             stages = [
                 torch.empty((len(images), *f.shape[1:]), dtype=f.dtype, device=f.device,
@@ -204,6 +216,12 @@ def _cached_features(
         for stage, part in zip(stages, features, strict=True):
             stage[start : start + len(part)] = part
     return stages
+
+
+def _memory_for_features(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 4
+    return MAX_CACHED_FEATURES
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dskd_lite.students import ForwardStudent, ReverseStudent, SkipAttention
+from dskd_lite.students import ForwardStudent, ReverseStudent, SkipAttention, StridedConv7
 from dskd_lite.teacher import Backbone
 
 
@@ -84,3 +84,18 @@ def test_attention_maps_can_be_shown() -> None:
         (2, 1, 8, 8), (2, 1, 4, 4), (2, 1, 2, 2),
     ]  # fmt: skip
     assert ReverseStudent("offline", attention=False).attention_maps() == []
+
+
+def test_the_7x7_convolution_by_blocks_is_itself() -> None:
+    """Values and gradients, against torch's convolution with stride 2."""
+    torch.manual_seed(0)
+    convolution = StridedConv7(3).double()
+    x = torch.randn(2, 3, 8, 12, dtype=torch.float64, requires_grad=True)
+    parts = [x, convolution.weight, convolution.bias]
+    expected, found = convolution(x), convolution.by_blocks(x)
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn_like(expected)
+    torch.testing.assert_close(
+        torch.autograd.grad((found * weights).sum(), parts),
+        torch.autograd.grad((expected * weights).sum(), parts),
+    )

@@ -11,6 +11,7 @@ from dskd_lite.baselines.rd4ad import RD4AD
 from dskd_lite.detector import DSKD, DistillationDetector
 from dskd_lite.errors import InputError
 from dskd_lite.fusion import inverse_variance_weights, manual_weights
+from dskd_lite.graphs import record
 from dskd_lite.seeding import generator
 from dskd_lite.synthetic_noise import SyntheticNoise
 from dskd_lite.teacher import Teacher
@@ -210,7 +211,8 @@ def test_normal_statistics_do_not_depend_on_the_batches() -> None:
     means, variances = normal_statistics(detector, IMAGES, batch_size=3)
     torch.testing.assert_close(means.double(), maps.mean((0, 2, 3)), rtol=1e-5, atol=0)
     expected = maps.var((0, 2, 3), correction=0)
-    torch.testing.assert_close(variances.double(), expected, rtol=1e-4, atol=0)
+    # the maps themselves are float32, and rounded by another order of sums in other batches
+    torch.testing.assert_close(variances.double(), expected, rtol=1e-3, atol=0)
 
 
 def _noise() -> SyntheticNoise:
@@ -293,3 +295,23 @@ def test_recommended_fusion_goes_to_the_end_that_sees_the_noise(signal_in: str) 
     share = (weights[steady].sum() / weights.sum()).item()
     # by hand they have a third of the weight, by the inverse variances 0.95
     assert share > 0.8 if signal_in == "steady maps" else share < 0.55
+
+
+def test_training_goes_on_where_no_graph_can_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same results as without the attempt; a CUDA device says so with a RuntimeError."""
+
+    def refuse(*arguments: object) -> None:
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", refuse)
+    detector = _detector().train()
+    images = to_tensor(IMAGES[:4])
+    with pytest.warns(UserWarning, match="without CUDA graphs.*during capture"):
+        forward, reverse = record(detector.students, [(images,), tuple(detector.teacher(images))])
+    features = detector.teacher(images)
+    for found, student, given in (
+        (forward(images), detector.forward_student, images),
+        (reverse(*features), detector.reverse_student, features),
+    ):
+        for one, other in zip(found, student(given), strict=True):
+            torch.testing.assert_close(one, other)

@@ -1,0 +1,94 @@
+"""What only a CUDA device can show; skipped, saying so, where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dskd_lite import experiment
+from dskd_lite.config import Config
+from dskd_lite.detector import DSKD
+from dskd_lite.experiment import choose_accelerator, load_run, prepare_detector
+from dskd_lite.teacher import Teacher
+from dskd_lite.training import Step, to_tensor, train_students
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+# Batches of 6 and 5: only those of one size are recorded as a CUDA graph.
+IMAGES = np.random.default_rng(0).integers(0, 256, (11, 64, 64, 3)).astype(np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def _plain_float32() -> Iterator[None]:
+    """Without TF32, which convolutions use otherwise: ten bits of mantissa are no float32."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+def _detector() -> DSKD:
+    torch.manual_seed(0)
+    return DSKD(Teacher("offline"), 64)
+
+
+def _losses(device: str, precision: str, **options: object) -> list[float]:
+    losses: list[float] = []
+    train_students(
+        _detector(), IMAGES, 3, batch_size=6, accelerator=choose_accelerator(device, precision),
+        report=lambda step: losses.append(step.loss), **options,
+    )  # fmt: skip
+    return losses
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 0.03)])
+def test_maps_are_those_of_the_cpu(precision: str, tolerance: float) -> None:
+    detector = _detector().eval()
+    with torch.no_grad():
+        expected = detector.score_maps(to_tensor(IMAGES))
+        device = prepare_detector(detector, "cuda", precision)
+        found = detector.score_maps(to_tensor(IMAGES, device)).cpu()
+    assert (found - expected).norm() < tolerance * expected.norm()
+
+
+@pytest.mark.parametrize(
+    ("precision", "first", "later"),
+    [("fp32", 1e-5, 0.05), ("bf16", 0.01, 0.1), ("fp16", 0.01, 0.1)],
+)
+def test_training_goes_as_on_the_cpu(precision: str, first: float, later: float) -> None:
+    """Loss by loss; fp16 with its scaling. Adam's first steps make rounding large."""
+    expected, found = _losses("cpu", "fp32"), _losses("cuda", precision)
+    assert found[0] == pytest.approx(expected[0], rel=first)
+    assert found == pytest.approx(expected, rel=later)
+
+
+def test_a_run_resumes_on_the_device(tmp_path: Path) -> None:
+    def stop(step: Step) -> None:
+        if step.step == 3:
+            raise KeyboardInterrupt
+
+    file = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        train_students(
+            _detector(), IMAGES, 3, batch_size=6, accelerator=choose_accelerator("cuda", "fp32"),
+            checkpoint=file, report=stop,
+        )  # fmt: skip
+    rest = _losses("cuda", "fp32", checkpoint=file, resume=True)
+    assert rest == pytest.approx(_losses("cuda", "fp32")[3:], rel=0.02)
+
+
+def test_a_whole_run_on_the_device(make_category: Callable[..., Path], tmp_path: Path) -> None:
+    """Trained, saved and evaluated there, and read again on the CPU with the same scores."""
+    config = Config(
+        data=make_category(), out=tmp_path / "run", teacher="offline", image_size=64, epochs=2,
+        fusion_epochs=2, batch_size=4, device="cuda", precision="bf16",
+    )  # fmt: skip
+    scores = experiment.run(config)["scores"]["fused"]
+    on_cpu = experiment.evaluate_run(config.out, None, tmp_path / "again", device="cpu")
+    assert on_cpu["scores"]["fused"]["pixel_auroc"] == pytest.approx(
+        scores["pixel_auroc"], abs=0.01
+    )
+    assert next(load_run(config.out).parameters()).device.type == "cpu"
