@@ -76,11 +76,15 @@ def dskd_epoch_seconds(options: argparse.Namespace, images: np.ndarray) -> list[
     """Seconds of each epoch after the first, in which features are still being cached."""
     detector = DSKD(Teacher(options.teacher, options.weights), options.size)
     accelerator = choose_accelerator(options.device, options.precision)
+    if accelerator.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     ends: list[float] = []
     train_students(
         detector, images, options.epochs, options.batch, accelerator=accelerator,
         report=lambda step: ends.append(time.perf_counter()),
     )  # fmt: skip
+    if accelerator.device.type == "cuda":
+        print(f"peak memory of DSKD {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
     per_epoch = len(ends) // options.epochs
     last = ends[per_epoch - 1 :: per_epoch]
     return [b - a for a, b in itertools.pairwise(last)]

@@ -52,7 +52,7 @@ ABLATIONS = ("", "no-skip", "no-attention", "no-skip_no-attention", "loss=flatte
 Row = dict[str, Any]
 Rows = list[Row]
 
-TEXT = """# Results on photographs
+TEXT = """# Results
 
 This page is written by `python book/make_results.py` from the rows in `book/results/`, one a run, which hold
 the options, the seconds and the versions. All figures are in percent, mean ± standard deviation over the seeds, of
@@ -67,12 +67,14 @@ Intel Xeon (Sapphire Rapids) in bf16, November 2026.
 ## Teachers, maps and RD4AD, at 128 px
 
 ```bash
-dskd sweep SCREW TILES --methods dskd rd4ad --teachers resnet18=teacher_resnet18_imagenet.safetensors \\
-    --image-sizes 128 --epochs 15 --textures DTD --precision bf16 --out runs/sweep
-dskd sweep SCREW TILES --teachers offline resnet18=teacher_resnet18_imagenet.safetensors --variants fusion=paper \\
-    --image-sizes 128 --epochs 15 --textures DTD --precision bf16 --out runs/sweep
+RESNET18=resnet18=teacher_resnet18_imagenet.safetensors  # on the whole page
+COMMON="--image-sizes 128 --epochs 15 --textures DTD --precision bf16"
+dskd sweep SCREW TILES --methods dskd rd4ad --teachers $RESNET18 \\
+    $COMMON --out runs/sweep
+dskd sweep SCREW TILES --teachers offline $RESNET18 \\
+    --variants fusion=paper $COMMON --out runs/sweep
 dskd sweep SCREW TILES --teachers offline offline=random \\
-    --image-sizes 128 --epochs 15 --textures DTD --precision bf16 --out runs/sweep
+    $COMMON --out runs/sweep
 ```
 
 {tables}
@@ -99,7 +101,8 @@ on it is found by the paper's noise and loss was again settled on the drawing al
 
 ```bash
 dskd data procedural --seed 1 --out DRAWING
-dskd sweep DRAWING --teachers offline --image-sizes 128 --epochs 10 --precision bf16 --out runs/development
+dskd sweep DRAWING --teachers offline --image-sizes 128 --epochs 10 \\
+    --precision bf16 --out runs/development
 ```
 
 {development}
@@ -110,9 +113,9 @@ Screw, ResNet-18 on ImageNet. The forward student has neither skip connections n
 the first four variants.
 
 ```bash
-dskd sweep SCREW --teachers resnet18=teacher_resnet18_imagenet.safetensors --image-sizes 128 256 --epochs 15 \\
-    --textures DTD --precision bf16 --out runs/ablations \\
-    --variants "" no-skip no-attention "no-skip no-attention" loss=flattened
+dskd sweep SCREW --teachers $RESNET18 --image-sizes 128 256 --epochs 15 \\
+    --textures DTD --precision bf16 --out runs/ablations --variants "" \\
+    no-skip no-attention "no-skip no-attention" loss=flattened
 ```
 
 {ablations}
@@ -131,10 +134,11 @@ unless it says otherwise; the last three columns are means over the products.
 
 ```bash
 dskd data procedural --out data/procedural
-dskd sweep data/procedural --teachers offline offline=random --seeds 0 --image-sizes 128 --epochs 10 \\
-    --precision bf16 --out runs/benchmark
-dskd sweep data/procedural --methods pixel-statistics autoencoder gaussian nearest-patches --teachers offline \\
-    --seeds 0 --image-sizes 128 --epochs 10 --precision bf16 --out runs/benchmark
+COMMON="--seeds 0 --image-sizes 128 --epochs 10 --precision bf16"
+dskd sweep data/procedural --teachers offline offline=random \\
+    $COMMON --out runs/benchmark
+dskd sweep data/procedural --teachers offline --methods pixel-statistics \\
+    autoencoder gaussian nearest-patches $COMMON --out runs/benchmark
 ```
 
 {benchmark}
@@ -144,8 +148,9 @@ dskd sweep data/procedural --methods pixel-statistics autoencoder gaussian neare
 On the features of the same ResNet-18 (the first and the last read pixels), seed 0:
 
 ```bash
-dskd sweep SCREW TILES --teachers resnet18=teacher_resnet18_imagenet.safetensors --image-sizes 128 --seeds 0 \\
-    --methods pixel-statistics one-class-svm pca gaussian nearest-patches autoencoder --epochs 15 --precision bf16 --out runs/classical
+dskd sweep SCREW TILES --teachers $RESNET18 --image-sizes 128 --seeds 0 \\
+    --epochs 15 --precision bf16 --out runs/classical --methods \\
+    pixel-statistics one-class-svm pca gaussian nearest-patches autoencoder
 ```
 
 {classical}
@@ -166,7 +171,7 @@ flags few normal images misses many defects where the scores overlap, as they do
 ## Not reproduced
 
 The paper's tables: fifteen categories of MVTec AD at 256 px and 200 epochs with wide ResNet-50{cifar}. Its
-ablations, which are means over the categories. Nothing was run on a GPU.
+ablations, which are means over the categories. No row of this page was computed on a GPU.
 
 Others' figures, for orientation only: RD4AD with wide ResNet-50 at 256 px and 200 epochs, image AUROC / pixel
 AUROC / PRO in its own per-image form, published mean of 15 categories: 98.5 / 97.8 / 93.9 {{cite:p}}`deng2022reverse`.
@@ -181,11 +186,13 @@ colour before the border's. The disc stands for a region drawn by hand: the scre
 angle. The students are the same in all rows, so only the fused map differs.
 
 ```bash
-python -c "from PIL import Image, ImageDraw; m = Image.new('L', (512, 512)); \\
-    ImageDraw.Draw(m).ellipse((38, 36, 474, 476), fill=255); m.save('disc.png')"
-dskd sweep SCREW --teachers resnet18=teacher_resnet18_imagenet.safetensors --image-sizes 128 --epochs 15 \\
-    --textures DTD --precision bf16 --out runs/noise-on --variants noise-on=anywhere noise-on=object \\
-    noise-on=disc.png "fusion=paper noise-on=anywhere" "fusion=paper noise-on=object" "fusion=paper noise-on=disc.png"
+python -c "from PIL import Image, ImageDraw; m = Image.new('L', (512, 512))
+ImageDraw.Draw(m).ellipse((38, 36, 474, 476), fill=255); m.save('disc.png')"
+dskd sweep SCREW --teachers $RESNET18 --image-sizes 128 --epochs 15 \\
+    --textures DTD --precision bf16 --out runs/noise-on --variants \\
+    noise-on=anywhere noise-on=object noise-on=disc.png \\
+    "fusion=paper noise-on=anywhere" "fusion=paper noise-on=object" \\
+    "fusion=paper noise-on=disc.png"
 ```
 
 {table}
@@ -231,7 +238,7 @@ def _parts(row: Row) -> tuple[str, str, str, str]:
 def _figures(row: Row) -> list[str]:
     spread = row["seeds"] > 1
     return [
-        "–" if row[m] is None else f"{row[m][0]:.1f}" + f" ± {row[m][1]:.1f}" * spread
+        "–" if row[m] is None else f"{row[m][0]:.1f}" + f"\u00a0±\u00a0{row[m][1]:.1f}" * spread
         for m in METRICS
     ]
 
@@ -286,7 +293,12 @@ def _best_student(rows: Rows, category: str, teacher: str) -> dict[str, float]:
 
 
 def _slashes(values: Sequence[float], form: str) -> str:
-    return " / ".join(format(value, form) for value in values)
+    """Figures with a true minus sign, and no sign before a zero."""
+    texts = (format(value, form) for value in values)
+    return " / ".join(
+        text[1:] if float(text) == 0 and text[0] in "+-" else text.replace("-", "−")
+        for text in texts
+    )
 
 
 def _gap(rows: Rows) -> str:

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
 import dskd_lite
 from dskd_lite import plots
@@ -27,6 +26,7 @@ from dskd_lite.datasets.cache import decoded_images
 from dskd_lite.datasets.folder import read_masks, scan_category
 from dskd_lite.detector import DSKD
 from dskd_lite.experiment import finish_detector, new_detector, new_noise
+from dskd_lite.parallel import new_accelerator
 from dskd_lite.storage import read_json, write_json
 from dskd_lite.teacher import OFFLINE_WEIGHTS
 from dskd_lite.training import (
@@ -114,10 +114,10 @@ def trained_detector(
     """
     options = {"teacher": "offline", "epochs": epochs, "image_size": image_size, **options}
     config = Config(data=Path(name), **options)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = new_accelerator(cpu=not torch.cuda.is_available())
     saved = folder() / "detectors" / f"{name}-{_fingerprint(name, fusion, asdict(config))}"
     if saved.is_dir():
-        print(f"{name}: the detector trained before is read again")
+        print(f"{name}: trained before, read again")
         return DSKD.load(saved).to(accelerator.device)
     images = category(name, image_size).train
     fitted, held_out = split_holdout(len(images), config.holdout, config.seed)
@@ -138,15 +138,15 @@ def trained_detector(
 
 
 def each_epoch(title: str, epochs: int) -> Report:
-    """A report that writes one line, epoch by epoch: the mean loss of each one's steps."""
+    """A report that writes, epoch by epoch, the mean loss of each one's steps, in short lines."""
     losses: list[float] = []
-    print(f"{title}, loss of {epochs} epochs:", end="", flush=True)
+    print(f"{title}, loss of {epochs} epochs:", flush=True)
 
     def report(step: Step) -> None:
         losses.append(step.loss)
         if step.step * epochs == step.steps * (step.epoch + 1):
-            last = step.epoch + 1 == epochs
-            print(f" {np.mean(losses):.2f}", end="\n" if last else "", flush=True)
+            ends = step.epoch + 1 == epochs or step.epoch % 7 == 6  # what a phone shows
+            print(f" {np.mean(losses):.2f}", end="\n" if ends else "", flush=True)
             losses.clear()
 
     return report

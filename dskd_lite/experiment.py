@@ -13,8 +13,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import AutocastKwargs
 
 from dskd_lite import report
 from dskd_lite.baselines import DETECTORS, make_detector
@@ -32,6 +30,7 @@ from dskd_lite.detector import (
 from dskd_lite.errors import InputError
 from dskd_lite.evaluation import evaluate, fit_thresholds, score_images
 from dskd_lite.foreground import object_masks, read_regions
+from dskd_lite.parallel import new_accelerator
 from dskd_lite.seeding import STUDENTS, generator
 from dskd_lite.storage import read_json, whole_file, write_json
 from dskd_lite.synthetic_noise import SyntheticNoise
@@ -96,14 +95,7 @@ def choose_accelerator(device: str, precision: str) -> Accelerator:
     Raises InputError as ``resolve``.
     """
     chosen, precision = resolve(device, precision)
-    # Or a second run of one process could change neither device nor precision.
-    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    return Accelerator(
-        cpu=chosen.type == "cpu",
-        mixed_precision="no" if precision == "fp32" else precision,
-        # A weight is used once in a step; and a CUDA graph must not hold what a cache will free.
-        kwargs_handlers=[AutocastKwargs(cache_enabled=False)],
-    )
+    return new_accelerator(chosen.type == "cpu", precision)
 
 
 def prepare_detector(detector: StoredDetector, device: str, precision: str) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Sequence
 
@@ -20,17 +21,48 @@ class TensorArguments(nn.Module):
         return self.student(given[0] if len(given) == 1 else given)
 
 
+class StudentRunner:
+    """Runs students on their arguments in training mode: ``runner(given)`` gives each one's D1..D3.
+
+    ``given`` are a tuple of tensors (B, ...) for each student. Batches of ``recorded_size`` images
+    run as CUDA graphs, recorded at the first of them; others, or all if it is None, run as they
+    are. The same parameters are trained either way.
+    """
+
+    def __init__(self, students: Sequence[nn.Module], recorded_size: int | None) -> None:
+        self.plain = [TensorArguments(student) for student in students]
+        self.recorded_size = recorded_size
+        self.recorded: list[nn.Module] | None = None
+
+    def __call__(self, given: Sequence[tuple[Tensor, ...]]) -> list[list[Tensor]]:
+        runners = self.plain
+        if len(given[0][0]) == self.recorded_size:
+            if self.recorded is None:
+                self.recorded = record([runner.student for runner in self.plain], given)
+            runners = self.recorded
+        return [run(*arguments) for run, arguments in zip(runners, given, strict=True)]
+
+
 def record(students: Sequence[nn.Module], given: Sequence[tuple[Tensor, ...]]) -> list[nn.Module]:
     """Record the students' forward and backward passes in training mode, each as a CUDA graph.
 
     ``given`` are the arguments of each, on the device. What is returned takes arguments of the same
     shapes and trains the same parameters. Recording runs each pass a few times, which moves nothing
-    but the running statistics of batch norm. Where it fails (seen once, in float32, on an H200),
-    there is a warning, and what is returned is slower but does the same.
+    but the running statistics of batch norm. Where it fails there is a warning, and what is
+    returned is slower.
     """
+    stream = torch.cuda.current_stream() if torch.cuda.is_available() else None
+    collects = gc.isenabled()
+    gc.collect()  # an earlier training's graphs: destroyed while this records, they would break it
+    gc.disable()
     try:
         callables = tuple(TensorArguments(student).train() for student in students)
         return list(torch.cuda.make_graphed_callables(callables, tuple(given)))
     except RuntimeError as error:
+        if stream is not None:
+            torch.cuda.set_stream(stream)  # a recording that broke off leaves its own behind
         warnings.warn(f"training without CUDA graphs, which is slower: {error}", stacklevel=2)
         return [TensorArguments(student) for student in students]
+    finally:
+        if collects:
+            gc.enable()

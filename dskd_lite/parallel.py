@@ -1,11 +1,29 @@
-"""Several processes that train as one: what each computes, and batch norm over all of them."""
+"""Where training computes, and several processes that train as one."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import AutocastKwargs
 from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_reduce
+
+
+def new_accelerator(cpu: bool, precision: str = "fp32") -> Accelerator:
+    """HF Accelerate on the CPU, or on the accelerator that it finds, in fp32, bf16 or fp16.
+
+    Accelerators of one process share their state: an earlier one is not to be used any more.
+    """
+    # Or a second run of one process could change neither device nor precision.
+    AcceleratorState._reset_state(reset_partial_state=not distributed.is_initialized())
+    return Accelerator(
+        cpu=cpu,
+        mixed_precision="no" if precision == "fp32" else precision,
+        # A weight is used once in a step; and a CUDA graph must not hold what a cache will free.
+        kwargs_handlers=[AutocastKwargs(cache_enabled=False)],
+    )
 
 
 class SyncedBatchNorm(nn.BatchNorm2d):

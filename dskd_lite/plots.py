@@ -436,6 +436,9 @@ class MovingFigure:
         if len(frames) != len(self.labels):
             raise ValueError(f"{len(frames)} frames need as many labels, not {len(self.labels)}")
 
+    def __repr__(self) -> str:
+        return f"<a figure that moves: {self.title}>"
+
     def _repr_html_(self) -> str:
         first, last = html.escape(self.labels[self.start]), len(self.frames) - 1
         pictures = "".join(

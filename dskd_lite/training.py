@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from safetensors import safe_open
 from torch import Tensor
+from torch.amp import GradScaler
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import clip_grad_norm_
@@ -22,8 +23,8 @@ from dskd_lite.anomaly_maps import COMPARED_STAGES, LossForm, distillation_loss
 from dskd_lite.detector import DSKD, DistillationDetector
 from dskd_lite.errors import InputError
 from dskd_lite.fusion import MixLine, dice_loss, inverse_variance_weights, manual_weights
-from dskd_lite.graphs import TensorArguments, record
-from dskd_lite.parallel import share_of, synchronise_batch_norm
+from dskd_lite.graphs import StudentRunner
+from dskd_lite.parallel import new_accelerator, share_of, synchronise_batch_norm
 from dskd_lite.seeding import FUSION, HOLDOUT, ORDER, generator
 from dskd_lite.storage import save_tensors, whole_file
 from dskd_lite.students import ForwardStudent
@@ -97,14 +98,14 @@ def train_students(
     The order of the images depends on the seed and the epoch alone. With a ``checkpoint`` path the
     state is saved once a minute, on Ctrl-C and at the end, and ``resume`` continues from it to the
     same weights as a run that was never stopped. The teacher's features are computed once and kept
-    on the device if they take no more than 2 GiB, or on a GPU a quarter of its free memory; there
-    a CUDA graph runs the students. Several processes (``accelerate launch``) share
-    each batch and reach the weights of a single one, up to rounding.
+    on the device if they take no more than 2 GiB, or on a GPU a quarter of its free memory. On one
+    GPU, batches of the usual size run as CUDA graphs. Several processes (``accelerate launch``)
+    share each batch and reach the weights of a single one, up to rounding.
 
     Raises InputError if the loss is not finite (the last checkpoint stays), the checkpoint cannot
     be written or belongs to another run, or a batch has fewer images than there are processes.
     """
-    accelerator = accelerator or Accelerator(cpu=True)
+    accelerator = accelerator or new_accelerator(cpu=True)
     main, rank, processes = (
         accelerator.is_main_process, accelerator.process_index, accelerator.num_processes,
     )  # fmt: skip
@@ -126,17 +127,16 @@ def train_students(
            "learning_rate": learning_rate}  # fmt: skip
     done = 0
     if resume and checkpoint is not None and checkpoint.is_file():
-        done = _load_checkpoint(checkpoint, run, students, optimizer)
+        done = _load_checkpoint(checkpoint, run, students, optimizer, accelerator.scaler)
 
     def save() -> None:
         if checkpoint is not None and main:
-            _save_checkpoint(checkpoint, run, done, students, optimizer)
+            _save_checkpoint(checkpoint, run, done, students, optimizer, accelerator.scaler)
 
     features = _cached_features(detector, images, batch_size, accelerator) if epochs > 1 else None
-    plain = [TensorArguments(student) for student in prepared]
-    records = accelerator.device.type == "cuda" and processes == 1
-    recorded: list[torch.nn.Module] | None = None
     usual = len(np.array_split(range(len(images)), steps_per_epoch)[steps_per_epoch // 2])
+    records = accelerator.device.type == "cuda" and processes == 1
+    run_students = StudentRunner(prepared, usual if records else None)
     saved_at = monotonic()
     try:
         while done < steps:
@@ -154,13 +154,11 @@ def train_students(
                 (normal,) if isinstance(student, ForwardStudent) else tuple(teacher_features)
                 for student in students
             ]
-            if records and recorded is None and len(own) == usual:
-                recorded = record(prepared, given)
-            runners = recorded if recorded and len(own) == usual else plain
-            value = normal.new_zeros(())
-            for runner, arguments in zip(runners, given, strict=True):
-                rebuilt = runner(*arguments)
-                value = value + distillation_loss(teacher_features[:COMPARED_STAGES], rebuilt, loss)
+            compared = teacher_features[:COMPARED_STAGES]
+            value = sum(
+                (distillation_loss(compared, rebuilt, loss) for rebuilt in run_students(given)),
+                start=normal.new_zeros(()),
+            )
             # Processes average their gradients, so each counts by its share of the batch.
             value = value * (len(own) * processes / len(chosen))
             whole = accelerator.reduce(value.detach(), "mean")
@@ -172,7 +170,7 @@ def train_students(
                 )
             optimizer.zero_grad(set_to_none=True)
             accelerator.backward(value)
-            accelerator.unscale_gradients()  # once: a second time in one step is an error
+            accelerator.unscale_gradients(optimizer)  # once: a second time in one step is an error
             for student in students:
                 clip_grad_norm_(student.parameters(), MAX_GRADIENT_NORM)
             optimizer.step()
@@ -185,6 +183,9 @@ def train_students(
         save()
         raise
     save()
+    optimizer.zero_grad(set_to_none=True)
+    run_students = features = value = None  # they hold on to a GPU's memory
+    accelerator.free_memory()
     settle_batch_norm(detector, images, batch_size, rank, processes)
     detector.eval()
 
@@ -220,7 +221,8 @@ def _cached_features(
 
 def _memory_for_features(device: torch.device) -> int:
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] // 4
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return (torch.cuda.mem_get_info(device)[0] + kept) // 4
     return MAX_CACHED_FEATURES
 
 
@@ -257,17 +259,29 @@ def settle_batch_norm(
 
 
 def _save_checkpoint(
-    path: Path, run: dict[str, object], done: int, students: torch.nn.Module, optimizer: Adam
+    path: Path,
+    run: dict[str, object],
+    done: int,
+    students: torch.nn.Module,
+    optimizer: Adam,
+    scaler: GradScaler | None,
 ) -> None:
     tensors = {f"students.{k}": v for k, v in students.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items()}
     with whole_file(path) as temporary:
-        save_tensors(tensors, temporary, {"run": json.dumps(run), "done": str(done)})
+        scale = json.dumps(scaler.state_dict() if scaler else {})
+        save_tensors(
+            tensors, temporary, {"run": json.dumps(run), "done": str(done), "scaler": scale}
+        )
 
 
 def _load_checkpoint(
-    path: Path, run: dict[str, object], students: torch.nn.Module, optimizer: Adam
+    path: Path,
+    run: dict[str, object],
+    students: torch.nn.Module,
+    optimizer: Adam,
+    scaler: GradScaler | None,
 ) -> int:
     try:
         with safe_open(path, framework="pt") as file:
@@ -294,6 +308,9 @@ def _load_checkpoint(
             state.setdefault(int(index), {})[name] = value
     full = optimizer.state_dict()
     optimizer.load_state_dict({"state": state, "param_groups": full["param_groups"]})
+    scale = json.loads(metadata.get("scaler", "{}"))
+    if scaler and scale:  # not if the run goes on in another precision
+        scaler.load_state_dict(scale)
     return int(metadata["done"])
 
 

@@ -22,6 +22,7 @@ from dskd_lite import course, plots
 from dskd_lite.datasets import procedural
 from dskd_lite.detector import DSKD
 from dskd_lite.errors import InputError
+from dskd_lite.training import Step
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 CHAPTERS = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
@@ -70,8 +71,9 @@ def test_a_detector_is_trained_once(small_course: Path, capsys: pytest.CaptureFi
     torch.manual_seed(5)
     first = course.trained_detector("gear", epochs=2, image_size=32, smoothing_sigma=1.0)
     assert torch.equal(torch.rand(1), expected), "training disturbed the notebook's own numbers"
-    (line,) = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"gear: students, loss of 2 epochs: \d\.\d\d \d\.\d\d", line)
+    title, losses = capsys.readouterr().out.splitlines()
+    assert title == "gear: students, loss of 2 epochs:"
+    assert re.fullmatch(r" \d\.\d\d \d\.\d\d", losses)
     again = course.trained_detector("gear", epochs=2, image_size=32, smoothing_sigma=1.0)
     assert "loss" not in capsys.readouterr().out
     assert not first.training and not again.training
@@ -263,3 +265,17 @@ def test_cleaning_leaves_no_trace_of_the_machine() -> None:
     assert notebook.metadata["language_info"] == {"name": "python"}
     assert "execution" not in cell.metadata
     assert [output.text for output in cell.outputs] == ["one\ntwo\n"]
+
+
+def test_losses_are_printed_as_means_in_lines_that_fit_a_phone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    report = course.each_epoch("cloth", 8)
+    for epoch in range(8):
+        for step in (1, 2):  # losses 2e and 2e + 1: their mean is 2e + 0.5
+            number = 2 * epoch + step
+            report(Step(epoch, number, 16, 4, 64, loss=number - 1.0))
+    title, first, second = capsys.readouterr().out.splitlines()
+    assert title == "cloth, loss of 8 epochs:"
+    assert first == " 0.50 2.50 4.50 6.50 8.50 10.50 12.50"
+    assert second == " 14.50"

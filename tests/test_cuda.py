@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,10 +14,14 @@ from dskd_lite import experiment
 from dskd_lite.config import Config
 from dskd_lite.detector import DSKD
 from dskd_lite.experiment import choose_accelerator, load_run, prepare_detector
+from dskd_lite.students import StridedConv7
 from dskd_lite.teacher import Teacher
 from dskd_lite.training import Step, to_tensor, train_students
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+    pytest.mark.filterwarnings("error:training without CUDA graphs"),
+]
 # Batches of 6 and 5: only those of one size are recorded as a CUDA graph.
 IMAGES = np.random.default_rng(0).integers(0, 256, (11, 64, 64, 3)).astype(np.uint8)
 
@@ -65,7 +70,34 @@ def test_training_goes_as_on_the_cpu(precision: str, first: float, later: float)
     assert found == pytest.approx(expected, rel=later)
 
 
-def test_a_run_resumes_on_the_device(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_one_training_after_another(precision: str) -> None:
+    """The first one's graphs must not break the recording of the second, nor keep its memory."""
+    first = _losses("cuda", precision)
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    assert _losses("cuda", precision) == pytest.approx(first, rel=0.02)
+    gc.collect()
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() <= before + 32 * 1024**2
+
+
+def test_the_7x7_convolution_by_blocks_is_taken_and_right() -> None:
+    """512 channels in bf16, where the forward pass leaves cuDNN's kernel for another."""
+    torch.manual_seed(0)
+    convolution, x = StridedConv7(512), torch.randn(2, 512, 8, 8)
+    expected = convolution(x)
+    convolution.to("cuda")
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+        found = convolution(x.to("cuda", torch.bfloat16))
+        blocks = convolution.by_blocks(x.to("cuda", torch.bfloat16))
+    assert torch.equal(found, blocks)
+    assert (found.cpu().float() - expected).norm() < 0.01 * expected.norm()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_run_resumes_on_the_device(tmp_path: Path, precision: str) -> None:
     def stop(step: Step) -> None:
         if step.step == 3:
             raise KeyboardInterrupt
@@ -73,11 +105,11 @@ def test_a_run_resumes_on_the_device(tmp_path: Path) -> None:
     file = tmp_path / "checkpoint.safetensors"
     with pytest.raises(KeyboardInterrupt):
         train_students(
-            _detector(), IMAGES, 3, batch_size=6, accelerator=choose_accelerator("cuda", "fp32"),
+            _detector(), IMAGES, 3, batch_size=6, accelerator=choose_accelerator("cuda", precision),
             checkpoint=file, report=stop,
         )  # fmt: skip
-    rest = _losses("cuda", "fp32", checkpoint=file, resume=True)
-    assert rest == pytest.approx(_losses("cuda", "fp32")[3:], rel=0.02)
+    rest = _losses("cuda", precision, checkpoint=file, resume=True)
+    assert rest == pytest.approx(_losses("cuda", precision)[3:], rel=0.02)
 
 
 def test_a_whole_run_on_the_device(make_category: Callable[..., Path], tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from dskd_lite.detector import DSKD, DistillationDetector
 from dskd_lite.errors import InputError
 from dskd_lite.fusion import inverse_variance_weights, manual_weights
 from dskd_lite.graphs import record
+from dskd_lite.parallel import new_accelerator
 from dskd_lite.seeding import generator
 from dskd_lite.synthetic_noise import SyntheticNoise
 from dskd_lite.teacher import Teacher
@@ -295,6 +298,37 @@ def test_recommended_fusion_goes_to_the_end_that_sees_the_noise(signal_in: str) 
     share = (weights[steady].sum() / weights.sum()).item()
     # by hand they have a third of the weight, by the inverse variances 0.95
     assert share > 0.8 if signal_in == "steady maps" else share < 0.55
+
+
+def test_resume_goes_on_with_the_scale_of_the_loss(tmp_path: Path) -> None:
+    """fp16 scales the loss by a factor that moves; here a CPU does, every second step."""
+
+    def train(detector: DSKD, **options: object) -> None:
+        accelerator = new_accelerator(cpu=True)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
+        train_students(detector, IMAGES, 2, 4, accelerator=accelerator, **options)
+
+    def stop(step: Step) -> None:
+        if step.step == 3:
+            raise KeyboardInterrupt
+
+    whole, resumed, file = _detector(), _detector(), tmp_path / "checkpoint.safetensors"
+    train(whole)
+    with pytest.raises(KeyboardInterrupt):
+        train(resumed, checkpoint=file, report=stop)
+    train(resumed, checkpoint=file, resume=True)
+    _assert_same(whole, resumed)
+
+
+def test_an_accelerator_keeps_no_detector_alive() -> None:
+    """One trains all categories of a folder, and memory must not grow with their number."""
+    accelerator, detector = new_accelerator(cpu=True), _detector()
+    train_students(detector, IMAGES, 1, batch_size=5, accelerator=accelerator)
+    assert all(p.grad is None for p in detector.parameters())
+    trained = weakref.ref(detector.forward_student)
+    del detector
+    gc.collect()
+    assert trained() is None
 
 
 def test_training_goes_on_where_no_graph_can_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:

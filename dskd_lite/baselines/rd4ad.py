@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dskd_lite.anomaly_maps import COMPARED_STAGES, LossForm, anomaly_maps
 from dskd_lite.detector import DistillationDetector, Prediction
+from dskd_lite.parallel import new_accelerator
 from dskd_lite.seeding import STUDENTS, generator
 from dskd_lite.students import base_width, conv_block, decoder_stage, start_at_random
 from dskd_lite.teacher import Architecture, Teacher, architecture
@@ -110,7 +110,7 @@ class RD4AD(DistillationDetector):
         ``train_students`` does the same with more options: saving, resuming, precision. Raises
         InputError if the loss is not finite.
         """
-        accelerator = Accelerator(cpu=next(self.parameters()).device.type == "cpu")
+        accelerator = new_accelerator(cpu=next(self.parameters()).device.type == "cpu")
         options = {name: self.options[name] for name in ("epochs", "batch_size", "loss", "seed")}
         train_students(self, images, accelerator=accelerator, **options)
 
