@@ -39,7 +39,7 @@ class Config:
     """Side in pixels that images are resized to; a multiple of 32."""
     stem_stride: bool = True
     """Stem with stride and max-pool, as ImageNet's networks; without, features are four times as
-    high and wide: for images of about 32 pixels."""
+    high and wide: for images of about 32 pixels, if at all (book/results.md compares)."""
     epochs: int = 200
     """Passes over the normal images that train the students (or the autoencoder)."""
     batch_size: int = 16

@@ -17,10 +17,7 @@ from dskd_lite.sweep import RESULTS, read_results, summary
 from dskd_lite.training import Step
 
 COLOURS = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
-FAST = (
-    "--teacher-weights random --epochs 1 --batch-size 4 --fusion-epochs 1 --stem-stride "
-    "--device cpu"
-).split()
+FAST = ("--teacher-weights random --epochs 1 --batch-size 4 --fusion-epochs 1 --device cpu").split()
 
 
 @pytest.fixture
@@ -116,7 +113,7 @@ def test_figures_are_scikit_learns_on_the_maxima_of_the_maps(
     )
     options = Novelty(
         classes, classes=("blue",), out=tmp_path / "out", method=method, teacher_weights="random",
-        epochs=1, batch_size=4, fusion_epochs=1, stem_stride=True, device="cpu",
+        epochs=1, batch_size=4, fusion_epochs=1, device="cpu",
     )  # fmt: skip
     (row,) = run_novelty(options, Silent())
     detector = kept[0][0]
