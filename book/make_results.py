@@ -29,7 +29,7 @@ MAPS = {
     "forward": "forward student",
     "reverse": "reverse student",
     "manual": "manual, 1 : 3",
-    "fused": "fused, recommended",
+    "fused": "fused",
     "rd4ad": "RD4AD",
     "pixel-statistics": "pixel statistics",
     "one-class-svm": "one-class SVM",
@@ -56,7 +56,7 @@ TEXT = """# Results
 
 This page is written by `python book/make_results.py` from the rows in `book/results/`, one a run, which hold
 the options, the seconds and the versions. All figures are in percent, mean ± standard deviation over the seeds, of
-the last epoch; no epoch, weight or threshold was chosen on them. Where a choice was made with some of them in view,
+the last epoch; no epoch, weight or threshold was chosen on them. *Fused* is the recommended form of the fusion. Where a choice was made with some of them in view,
 the text says so.
 
 Data: MVTec AD's *screw* {{cite:p}}`bergmann2019mvtec` (320 normal images, reduced to 512 px beforehand) and
@@ -130,7 +130,7 @@ can neither confirm nor refute it.
 ## The embedded benchmark
 
 How hard are the five products that the chapters learn on? Image AUROC for each, seed 0, 10 epochs, offline teacher
-unless it says otherwise; the last three columns are means over the products.
+unless it says otherwise; then the means over the products of image AUROC, pixel AUROC and AUPRO.
 
 ```bash
 dskd data procedural --out data/procedural
@@ -458,7 +458,7 @@ def _benchmark(rows: Rows) -> str:
         image = [row["image_auroc"][0] for row in own]
         others = (statistics.mean(row[m][0] for row in own) for m in ("pixel_auroc", "aupro"))
         body.append([name, *(f"{v:.1f}" for v in (*image, statistics.mean(image), *others))])
-    return _markdown(["Detector", *products, "Image AUROC", "Pixel AUROC", "AUPRO"], body)
+    return _markdown(["Detector", *products, "mean", "pixel", "AUPRO"], body)
 
 
 def _classical(rows: Rows) -> str:
