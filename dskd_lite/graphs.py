@@ -51,7 +51,7 @@ def record(students: Sequence[nn.Module], given: Sequence[tuple[Tensor, ...]]) -
     but the running statistics of batch norm. Where it fails there is a warning, and what is
     returned is slower.
     """
-    stream = torch.cuda.current_stream() if torch.cuda.is_available() else None
+    stream = torch.cuda.current_stream()
     collects = gc.isenabled()
     gc.collect()  # an earlier training's graphs: destroyed while this records, they would break it
     gc.disable()
@@ -59,8 +59,7 @@ def record(students: Sequence[nn.Module], given: Sequence[tuple[Tensor, ...]]) -
         callables = tuple(TensorArguments(student).train() for student in students)
         return list(torch.cuda.make_graphed_callables(callables, tuple(given)))
     except RuntimeError as error:
-        if stream is not None:
-            torch.cuda.set_stream(stream)  # a recording that broke off leaves its own behind
+        torch.cuda.set_stream(stream)  # a recording that broke off leaves its own behind
         warnings.warn(f"training without CUDA graphs, which is slower: {error}", stacklevel=2)
         return [TensorArguments(student) for student in students]
     finally:

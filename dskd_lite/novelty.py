@@ -149,7 +149,8 @@ def _jobs(name: str, data: LabelledImages, options: Novelty) -> Iterator[Job]:
         if options.teacher_weights != "pretrained":
             label += f"-{Path(options.teacher_weights).stem}"
         parts = [name, normal, options.method, label, options.image_size]
-        parts += ["stem-stride"] * options.stem_stride + [f"e{options.epochs}", f"s{options.seed}"]
+        parts += [f"e{options.epochs}", *["no-stem-stride"] * (not options.stem_stride)]
+        parts.append(f"s{options.seed}")
         key = "_".join(str(part) for part in parts)
         yield Job(key, replace(options, classes=(normal,)))
 

@@ -134,9 +134,10 @@ def train_students(
             _save_checkpoint(checkpoint, run, done, students, optimizer, accelerator.scaler)
 
     features = _cached_features(detector, images, batch_size, accelerator) if epochs > 1 else None
-    usual = len(np.array_split(range(len(images)), steps_per_epoch)[steps_per_epoch // 2])
-    records = accelerator.device.type == "cuda" and processes == 1
-    run_students = StudentRunner(prepared, usual if records else None)
+    # Batches differ by one image at most; a CUDA graph is for the size that most of them have.
+    most_have = len(np.array_split(range(len(images)), steps_per_epoch)[steps_per_epoch // 2])
+    with_graphs = accelerator.device.type == "cuda" and processes == 1
+    run_students = StudentRunner(prepared, most_have if with_graphs else None)
     saved_at = monotonic()
     try:
         while done < steps:

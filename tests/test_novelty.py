@@ -141,7 +141,7 @@ def test_digits_need_no_folder(tmp_path: Path) -> None:
     assert main([*command, "--out", str(tmp_path)]) == 0
     rows = read_results(tmp_path / RESULTS)
     assert [row["key"] for row in rows] == [
-        f"digits_{n}_one-class-svm_offline-random_32_stem-stride_e1_s0" for n in (0, 7)
+        f"digits_{n}_one-class-svm_offline-random_32_e1_s0" for n in (0, 7)
     ]
     assert {row["images"]["test"] for row in rows} == {599}
     assert json.loads(json.dumps(rows)) == rows

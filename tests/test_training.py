@@ -337,11 +337,16 @@ def test_training_goes_on_where_no_graph_can_be_recorded(monkeypatch: pytest.Mon
     def refuse(*arguments: object) -> None:
         raise RuntimeError("operation failed due to a previous error during capture")
 
+    streams: list[str] = []
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", refuse)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "stream before")
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
     detector = _detector().train()
     images = to_tensor(IMAGES[:4])
     with pytest.warns(UserWarning, match="without CUDA graphs.*during capture"):
         forward, reverse = record(detector.students, [(images,), tuple(detector.teacher(images))])
+    assert streams == ["stream before"]
+    assert gc.isenabled()
     features = detector.teacher(images)
     for found, student, given in (
         (forward(images), detector.forward_student, images),
