@@ -15,6 +15,7 @@ import dskd_lite
 from dskd_lite._torchvision import torchvision
 from dskd_lite.anomaly_maps import COMPARED_STAGES, GaussianSmoothing, anomaly_maps
 from dskd_lite.errors import InputError
+from dskd_lite.folding import fold_batch_norm
 from dskd_lite.fusion import ScoreMapFusion, forward_map, manual_fusion, reverse_map
 from dskd_lite.storage import read_json, save_tensors, whole_folder, write_json
 from dskd_lite.students import ForwardStudent, ReverseStudent
@@ -73,6 +74,10 @@ class StoredDetector(nn.Module):
     def maps_by_method(self, images: Tensor) -> dict[str, Tensor]:
         """Maps (B, H, W) of images (B, 3, H, W) in [0, 1] by name, the one that counts last."""
         raise NotImplementedError
+
+    def for_scoring(self) -> StoredDetector:
+        """A detector with the same maps that may be faster; here itself."""
+        return self
 
     def mixed_precision(self) -> AbstractContextManager[None]:
         """Autocast to ``precision`` on the detector's device; nothing for fp32."""
@@ -160,6 +165,10 @@ class DistillationDetector(StoredDetector):
     def students(self) -> tuple[nn.Module, ...]:
         """What is trained: a ForwardStudent turns images into D1..D3, any other student E1..E4."""
         raise NotImplementedError
+
+    def for_scoring(self) -> StoredDetector:
+        """Copy in eval mode without batch norm: see ``fold_batch_norm``."""
+        return fold_batch_norm(self)
 
 
 class DSKD(DistillationDetector):

@@ -23,6 +23,8 @@ class Detector(Protocol):
 
     image_size: int
 
+    def for_scoring(self) -> Detector: ...
+
     def maps_by_method(self, images: Tensor) -> dict[str, Tensor]: ...
 
 
@@ -95,6 +97,7 @@ def score_images(
 ) -> dict[str, np.ndarray]:
     """Anomaly maps (N, H, W) float32 by method, of uint8 images (N, H, W, 3)."""
     maps: dict[str, np.ndarray] = {}
+    detector = detector.for_scoring()
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
         for method, values in detector.maps_by_method(to_tensor(batch, device)).items():

@@ -168,6 +168,7 @@ def image_scores(
     from dskd_lite.training import to_tensor
 
     scores: dict[str, list[torch.Tensor]] = {}
+    detector = detector.for_scoring()
     for start in range(0, len(images), batch_size):
         batch = to_tensor(images[start : start + batch_size], device)
         with torch.no_grad():

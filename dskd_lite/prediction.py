@@ -71,6 +71,7 @@ def predict(
     Raises InputError if there is no photo, or ``out`` cannot be written.
     """
     root, paths = find_photos(source)
+    detector = detector.for_scoring()
     verdicts: list[Verdict] = []
     for start in range(0, len(paths), batch_size):
         batch = paths[start : start + batch_size]

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from dskd_lite import storage
+from dskd_lite.baselines.rd4ad import RD4AD
 from dskd_lite.cost import count_cost
 from dskd_lite.detector import DSKD, Thresholds
 from dskd_lite.errors import InputError
@@ -147,3 +149,26 @@ def test_cost_at_full_size_is_as_counted_by_hand() -> None:
     assert macs["reverse_student"] == pytest.approx(23, rel=0.03)
     assert cost["teacher"]["parameters"] == cost["forward_student"]["parameters"] == 66_834_240
     assert cost["fusion"] == {"parameters": 6, "multiply_adds": 6 * 256 * 256}
+
+
+@pytest.mark.parametrize("kind", [DSKD, RD4AD])
+@pytest.mark.parametrize("name", ["offline", "resnet50"])  # both kinds of residual block
+def test_folding_changes_no_map_and_leaves_no_batch_norm(kind: type, name: str) -> None:
+    torch.manual_seed(0)
+    detector = kind(Teacher(name, "random"), 64).eval().double()
+    for norm in detector.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            for values in (norm.running_mean, norm.bias):
+                nn.init.normal_(values)
+            for values in (norm.running_var, norm.weight):
+                nn.init.uniform_(values, 0.5, 2.0)
+    before = {key: value.clone() for key, value in detector.state_dict().items()}
+    images = _images().double()
+    with torch.no_grad():
+        expected, folded = detector(images), detector.for_scoring()
+        found = folded(images)
+    assert expected.score_maps.std() > 0.01
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert all(torch.equal(value, before[key]) for key, value in detector.state_dict().items())
