@@ -481,7 +481,7 @@ def _unpack(source: DatasetSource, archive: Path, target: Path, report: Progress
     """Unpack plain files and folders, with no rights or owners taken over from the archive.
 
     The files are written here rather than by ``tarfile.extract``: its ``data`` filter is missing
-    from early 3.10 and 3.11 releases and was itself escaped (CVE-2025-4517), and MVTec's folders
+    from early 3.11 releases and was itself escaped (CVE-2025-4517), and MVTec's folders
     are marked read-only. With no link ever made, a name without ``..`` cannot lead out.
     """
     # A killed run leaves the unfinished folder that whole_folder would have removed.
