@@ -64,6 +64,28 @@ def table(scores: ScoreTable, metrics: Sequence[str] = tuple(METRICS)) -> str:
     return "\n".join([header, *rows])
 
 
+def category_table(categories: dict[str, ScoreTable]) -> str:
+    """Image AUROC in plain text, percent with one decimal: a row a category, a column a method."""
+    lines = _by_category(categories)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join([name.ljust(widths[0]), *map(str.rjust, values, widths[1:])])
+        for name, *values in lines
+    )
+
+
+def _by_category(categories: dict[str, ScoreTable]) -> list[list[str]]:
+    methods = max(categories.values(), key=len)  # a category without test images has none
+    metric = "image_auroc"
+    return [
+        [METRICS[metric], *methods],
+        *(
+            [name, *(_percent(scores.get(method, {}).get(metric)) for method in methods)]
+            for name, scores in categories.items()
+        ),
+    ]
+
+
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
 
@@ -73,6 +95,7 @@ def html_page(title: str, report: dict[str, Any], sections: Sequence[str]) -> st
     overall = ""
     if len(sections) > 1:
         overall = f"<h2>Mean of {len(sections)} categories</h2>{_html_table(report['scores'])}"
+        overall += _html_rows(_by_category(report["categories"]))
     settings = "".join(
         f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>"
         for k, v in {**report["config"], **report["versions"]}.items()
@@ -163,14 +186,23 @@ def _caption(evaluation: Evaluation, index: int) -> str:
 
 
 def _html_table(scores: ScoreTable) -> str:
-    head = "".join(f"<th>{name}</th>" for name in METRICS.values())
-    body = "".join(
-        f"<tr><th style='color:{plots.role_color(method)}'>{html.escape(method)}</th>"
-        + "".join(f"<td>{_percent(row[m])}</td>" for m in METRICS)
-        + "</tr>"
-        for method, row in scores.items()
+    lines = [[method, *(_percent(row[m]) for m in METRICS)] for method, row in scores.items()]
+    return _html_rows([["", *METRICS.values()], *lines])
+
+
+def _html_rows(lines: list[list[str]]) -> str:
+    head, *body = lines
+    rows = "".join(
+        f"<tr>{_head(name)}" + "".join(f"<td>{value}</td>" for value in values) + "</tr>"
+        for name, *values in body
     )
-    return f"<table><tr><th></th>{head}</tr>{body}</table>"
+    return f"<table><tr>{''.join(map(_head, head))}</tr>{rows}</table>"
+
+
+def _head(text: str) -> str:
+    color = plots.ROLE_COLORS.get(text)  # of a method; other text follows light and dark mode
+    style = f" style='color:{color}'" if color else ""
+    return f"<th{style}>{html.escape(text)}</th>"
 
 
 def _img(figure: Figure, alt: str) -> str:

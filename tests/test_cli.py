@@ -20,6 +20,7 @@ from dskd_lite.detector import Thresholds
 from dskd_lite.evaluation import score_images
 from dskd_lite.foreground import object_masks
 from dskd_lite.prediction import predict
+from dskd_lite.report import category_table
 from dskd_lite.training import Step
 
 FAST = (
@@ -193,13 +194,26 @@ def test_folder_of_categories_gets_one_report(
     assert report["scores"]["fused"]["image_auroc"] == pytest.approx(mean)
     assert report["scores"]["fused"]["pixel_auroc"] is None  # b has no masks
     assert single[0]["scores"]["fused"]["pixel_auroc"] is not None
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert printed[0] == ["image", "AUROC", "forward", "reverse", "manual", "fused"]
+    scores = single[1]["scores"].values()
+    assert printed[2] == ["b", *(f"{100 * row['image_auroc']:.1f}" for row in scores)]
     page = (out / "report.html").read_text()
     assert "<h2>a</h2>" in page and "<h2>b</h2>" in page
+    assert "<tr><th>image AUROC</th><th style" in page and "<tr><th>b</th><td>" in page
     assert "No pixel metrics: the defective images have no masks" in page
     assert page.count("The thresholds rest on 1 held-out normal images") == 2
     capsys.readouterr()
     assert main(["predict", str(out), str(tmp_path / "data" / "a" / "test")]) == 2
     assert f"name one, e.g. {out / 'a'}" in capsys.readouterr().err
+
+
+def test_a_category_without_test_images_leaves_a_gap_in_the_table() -> None:
+    scores = {"fused": {"image_auroc": 0.875}}
+    lines = category_table({"plain": {}, "gear": scores}).splitlines()
+    assert [line.split() for line in lines] == [
+        ["image", "AUROC", "fused"], ["plain", "–"], ["gear", "87.5"],
+    ]  # fmt: skip
 
 
 def test_category_without_test_images_trains(make_category: Make, tmp_path: Path) -> None:
