@@ -158,7 +158,7 @@ def run_sweep(
     failed: list[str] = []
     if waiting:
         cluster = None if options.scheduler else LocalCluster(
-            n_workers=options.workers, threads_per_worker=1, dashboard_address=None
+            n_workers=options.workers, threads_per_worker=1, dashboard_address=":0"
         )  # fmt: skip
         with Client(options.scheduler or cluster) as client:
             futures = {
@@ -173,7 +173,8 @@ def run_sweep(
                     continue
                 rows[job.key] = future.result()
                 write_results(file, rows.values())
-                say(f"done: {job.key} ({len(rows)} of {len(planned)})")
+                done = sum(job.key in rows for job in planned)  # rows of other sweeps may lie there
+                say(f"done: {job.key} ({done} of {len(planned)})")
         if cluster is not None:
             cluster.close()
     if failed:

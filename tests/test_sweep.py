@@ -65,10 +65,13 @@ def test_a_sweep_gives_what_single_runs_give_and_goes_on_where_it_stopped(
     assert rows[1]["scores"] == alone["scores"]
 
     file = out / RESULTS
-    file.write_text(file.read_text().splitlines(keepends=True)[0])  # as if stopped after one run
+    other = json.dumps({"key": "of_another_sweep"}) + "\n"
+    first = file.read_text().splitlines(keepends=True)[0]  # as if stopped after one run
+    file.write_text(other + first)
     said.clear()
     again = run_sweep(planned, options, said.append)
-    assert said[0] == "2 runs, 1 done before" and len(said) == 2
+    assert said == ["2 runs, 1 done before", f"done: {planned[1].key} (2 of 2)"]
+    assert other in file.read_text()
     assert [r["scores"] for r in again] == [r["scores"] for r in rows]
     monkeypatch.setattr("distributed.Client", lambda *a, **k: pytest.fail("nothing was left to do"))
     assert len(run_sweep(planned, options)) == 2
