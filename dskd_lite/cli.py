@@ -164,11 +164,11 @@ def train(config: Config) -> None:
     if not PartialState().is_main_process:  # one of several tells what all of them did
         return
     categories = content.get("categories", {})
-    if any(categories.values()):
-        print(report.category_table(categories), end="\n\n")
+    measured = sum(map(bool, categories.values()))
+    if measured:
+        print(report.category_table(categories))
+        print(f"\nmean of {measured} categories:")
     if content["scores"]:
-        if categories:
-            print(f"mean of {len(categories)} categories:")
         print(report.table(content["scores"]))
     for note in (*content.get("notes", []), *report.verdict_lines(content.get("verdicts", {}))):
         print(note)

@@ -6,7 +6,7 @@ import platform
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -47,9 +47,6 @@ class Thresholds:
     """Share of normal images (pixels) that the thresholds are expected to flag, in (0, 1)."""
 
 
-D = TypeVar("D", bound="StoredDetector")
-
-
 class StoredDetector(nn.Module):
     """What all detectors share: smoothing, thresholds, perhaps a teacher, and a folder to live in.
 
@@ -75,7 +72,7 @@ class StoredDetector(nn.Module):
         """Maps (B, H, W) of images (B, 3, H, W) in [0, 1] by name, the one that counts last."""
         raise NotImplementedError
 
-    def for_scoring(self) -> StoredDetector:
+    def for_scoring(self) -> Self:
         """A detector with the same maps that may be faster; here itself."""
         return self
 
@@ -116,7 +113,7 @@ class StoredDetector(nn.Module):
             write_json(temporary / DESCRIPTION_FILE, description)
 
     @classmethod
-    def load(cls: type[D], folder: Path) -> D:
+    def load(cls, folder: Path) -> Self:
         """Read what ``save`` wrote, in eval mode, on the CPU.
 
         Raises InputError if the folder is no saved detector, is damaged, has another format, or
@@ -166,8 +163,8 @@ class DistillationDetector(StoredDetector):
         """What is trained: a ForwardStudent turns images into D1..D3, any other student E1..E4."""
         raise NotImplementedError
 
-    def for_scoring(self) -> StoredDetector:
-        """Copy in eval mode without batch norm: see ``fold_batch_norm``."""
+    def for_scoring(self) -> Self:
+        """Copy in eval mode whose convolutions took in batch norm: see ``fold_batch_norm``."""
         return fold_batch_norm(self)
 
 

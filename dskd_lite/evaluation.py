@@ -19,13 +19,15 @@ MAX_FPR = 0.3
 
 
 class Detector(Protocol):
-    """What the evaluation needs: one anomaly map (B, H, W) for each method it compares."""
+    """What the evaluation needs of a detector."""
 
     image_size: int
 
-    def for_scoring(self) -> Detector: ...
+    def for_scoring(self) -> Detector:
+        """A detector with the same maps that may be faster."""
 
-    def maps_by_method(self, images: Tensor) -> dict[str, Tensor]: ...
+    def maps_by_method(self, images: Tensor) -> dict[str, Tensor]:
+        """An anomaly map (B, H, W) for each method, of images (B, 3, H, W) in [0, 1]."""
 
 
 @dataclass(frozen=True)

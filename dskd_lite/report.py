@@ -43,10 +43,11 @@ def verdicts_as_json(evaluation: Evaluation, thresholds: Thresholds) -> VerdictT
 
 
 def mean_scores(tables: Sequence[ScoreTable]) -> ScoreTable:
-    """Mean over categories, by method and metric; None where a category has no such figure."""
+    """Mean over the categories with test images, by method and metric; None where one lacks it."""
     means: ScoreTable = {}
-    for method in tables[0]:
-        rows = [table.get(method, {}) for table in tables]
+    measured = [table for table in tables if table]  # a category without test images has none
+    for method in measured[0] if measured else ():
+        rows = [table.get(method, {}) for table in measured]
         means[method] = {}
         for metric in METRICS:
             values = [row.get(metric) for row in rows]

@@ -183,6 +183,9 @@ def train_students(
     except KeyboardInterrupt:
         save()
         raise
+    finally:
+        for student in students:  # or they would keep autocast, whatever ``precision`` says
+            accelerator.unwrap_model(student, keep_fp32_wrapper=False)
     save()
     optimizer.zero_grad(set_to_none=True)
     run_students = features = value = None  # they hold on to a GPU's memory

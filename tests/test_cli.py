@@ -20,7 +20,7 @@ from dskd_lite.detector import Thresholds
 from dskd_lite.evaluation import score_images
 from dskd_lite.foreground import object_masks
 from dskd_lite.prediction import predict
-from dskd_lite.report import category_table
+from dskd_lite.report import category_table, mean_scores
 from dskd_lite.training import Step
 
 FAST = (
@@ -211,6 +211,9 @@ def test_folder_of_categories_gets_one_report(
 def test_a_category_without_test_images_leaves_a_gap_in_the_table() -> None:
     scores = {"fused": {"image_auroc": 0.875}}
     lines = category_table({"plain": {}, "gear": scores}).splitlines()
+    for tables in ([{}, scores], [scores, {}]):
+        mean = mean_scores(tables)["fused"]
+        assert (mean["image_auroc"], mean["pixel_auroc"]) == (0.875, None)
     assert [line.split() for line in lines] == [
         ["image", "AUROC", "fused"], ["plain", "–"], ["gear", "87.5"],
     ]  # fmt: skip

@@ -320,6 +320,18 @@ def test_resume_goes_on_with_the_scale_of_the_loss(tmp_path: Path) -> None:
     _assert_same(whole, resumed)
 
 
+def test_students_trained_in_bf16_score_in_float32(tmp_path: Path) -> None:
+    """Unless told otherwise: a stored threshold is for the maps of the detector that is loaded."""
+    detector = _detector()
+    accelerator = new_accelerator(cpu=True, precision="bf16")
+    train_students(detector, IMAGES, 1, batch_size=5, accelerator=accelerator)
+    detector.save(tmp_path / "model")
+    loaded = DSKD.load(tmp_path / "model")
+    images = to_tensor(IMAGES)
+    with torch.no_grad():
+        assert torch.equal(detector.score_maps(images), loaded.score_maps(images))
+
+
 def test_an_accelerator_keeps_no_detector_alive() -> None:
     """One trains all categories of a folder, and memory must not grow with their number."""
     accelerator, detector = new_accelerator(cpu=True), _detector()

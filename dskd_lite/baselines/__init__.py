@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import numpy as np
-from torch import Tensor
 
 from dskd_lite.baselines.autoencoder import AutoencoderDetector
 from dskd_lite.baselines.classical import (
@@ -18,19 +17,15 @@ from dskd_lite.baselines.pixels import PixelStatisticsDetector
 from dskd_lite.baselines.rd4ad import RD4AD
 from dskd_lite.detector import StoredDetector
 from dskd_lite.errors import InputError
+from dskd_lite.evaluation import Detector
 from dskd_lite.teacher import Teacher
 
 
-class Baseline(Protocol):
-    """A detector that learns from normal images and then is all that the evaluation needs."""
-
-    image_size: int
+class Baseline(Detector, Protocol):
+    """A detector that learns from normal images; its one map goes under its name."""
 
     def fit(self, images: np.ndarray) -> None:
         """Learn from normal images, uint8 (N, H, W, 3)."""
-
-    def maps_by_method(self, images: Tensor) -> dict[str, Tensor]:
-        """One anomaly map (B, H, W) of images (B, 3, H, W) in [0, 1], under the detector's name."""
 
 
 DETECTORS: dict[str, type[StoredDetector]] = {
