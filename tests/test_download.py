@@ -28,6 +28,8 @@ from dskd_lite.datasets import download
 from dskd_lite.datasets.download import DATASETS, DatasetSource, download_dataset
 from dskd_lite.errors import InputError
 
+Publish = Callable[..., DatasetSource]
+
 FILES = {
     "train/good/000.png": random.Random(0).randbytes(90_000),
     "test/crack/000.png": random.Random(1).randbytes(70_000),
@@ -127,7 +129,9 @@ def tar(
     return buffer.getvalue()
 
 
-def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", content: bytes = b""):
+def member(
+    name: str, kind: bytes = tarfile.REGTYPE, link: str = "", content: bytes = b""
+) -> tuple[tarfile.TarInfo, bytes]:
     info = tarfile.TarInfo(name)
     info.type, info.linkname, info.size = kind, link, len(content)
     return info, content
@@ -223,7 +227,9 @@ def fails(out: Path, **options: object) -> str:
         ("toy.zip", zipped({f"toy/{n}": c for n, c in FILES.items()}), "toy"),
     ],
 )
-def test_files_arrive_as_they_were_packed(publish, tmp_path, name, content, root):
+def test_files_arrive_as_they_were_packed(
+    publish: Publish, tmp_path: Path, name: str, content: bytes, root: str
+) -> None:
     publish(content, name, root=root)
     seen = []
     folder = fetch(tmp_path / "data", progress=lambda *step: seen.append(step))
@@ -241,7 +247,9 @@ def test_files_arrive_as_they_were_packed(publish, tmp_path, name, content, root
     )  # read-only rights were not taken over
 
 
-def test_nothing_is_asked_before_the_licence_is_accepted(publish, server, tmp_path):
+def test_nothing_is_asked_before_the_licence_is_accepted(
+    publish: Publish, server: Server, tmp_path: Path
+) -> None:
     source = publish(tar(FILES))
     with pytest.raises(InputError) as caught:
         download_dataset("toy", tmp_path, accept_licence=False)
@@ -250,7 +258,9 @@ def test_nothing_is_asked_before_the_licence_is_accepted(publish, server, tmp_pa
     assert not server.asked and not left(tmp_path)
 
 
-def test_a_second_call_finds_everything_there(publish, server, tmp_path):
+def test_a_second_call_finds_everything_there(
+    publish: Publish, server: Server, tmp_path: Path
+) -> None:
     publish(tar(FILES))
     fetch(tmp_path)
     assert fetch(tmp_path) == download_dataset("toy", tmp_path, accept_licence=False)
@@ -260,7 +270,7 @@ def test_a_second_call_finds_everything_there(publish, server, tmp_path):
     assert len(server.asked) == 1
 
 
-def test_mirror(publish, server, tmp_path):
+def test_mirror(publish: Publish, server: Server, tmp_path: Path) -> None:
     content = tar(FILES)
     publish(content, url="http://127.0.0.1:9/toy.tar.gz")
     assert contents(fetch(tmp_path, url=server.address("other-name"))) == FILES
@@ -271,7 +281,9 @@ def test_mirror(publish, server, tmp_path):
 
 
 @pytest.mark.parametrize("stall", [True, False], ids=["stalls", "breaks off"])
-def test_resumes_where_a_connection_ended(publish, server, tmp_path, stall):
+def test_resumes_where_a_connection_ended(
+    publish: Publish, server: Server, tmp_path: Path, stall: bool
+) -> None:
     content = tar(FILES)
     publish(content)
     server.script = [serve(content, stop_at=70_000, stall=stall), serve(content)]
@@ -282,7 +294,9 @@ def test_resumes_where_a_connection_ended(publish, server, tmp_path, stall):
     assert len(server.asked) == 2
 
 
-def test_resumes_after_the_program_was_stopped(publish, server, tmp_path):
+def test_resumes_after_the_program_was_stopped(
+    publish: Publish, server: Server, tmp_path: Path
+) -> None:
     content = tar(FILES)
     publish(content)
     server.script = [serve(content, stop_at=70_000), status(403)]
@@ -295,7 +309,9 @@ def test_resumes_after_the_program_was_stopped(publish, server, tmp_path):
 
 
 @pytest.mark.parametrize("stall", [True, False], ids=["stalls", "breaks off"])
-def test_gives_up_on_a_server_that_never_gets_further(publish, server, tmp_path, stall):
+def test_gives_up_on_a_server_that_never_gets_further(
+    publish: Publish, server: Server, tmp_path: Path, stall: bool
+) -> None:
     content = tar(FILES)
     publish(content)
     server.script = [serve(content, stop_at=70_000, stall=stall, ranges=False)]
@@ -305,7 +321,9 @@ def test_gives_up_on_a_server_that_never_gets_further(publish, server, tmp_path,
     assert "toy" not in left(tmp_path) and "toy.tar.gz" not in left(tmp_path)
 
 
-def test_starts_over_where_the_server_ignores_ranges(publish, server, tmp_path):
+def test_starts_over_where_the_server_ignores_ranges(
+    publish: Publish, server: Server, tmp_path: Path
+) -> None:
     content = tar(FILES)
     publish(content)
     server.script = [serve(content, stop_at=70_000), serve(content, ranges=False)]
@@ -314,7 +332,9 @@ def test_starts_over_where_the_server_ignores_ranges(publish, server, tmp_path):
 
 
 @pytest.mark.parametrize("honour_if_range", [True, False])
-def test_starts_over_when_the_file_changed(publish, server, tmp_path, honour_if_range):
+def test_starts_over_when_the_file_changed(
+    publish: Publish, server: Server, tmp_path: Path, honour_if_range: bool
+) -> None:
     content = tar(FILES)
     publish(content)
     other = bytes(len(content))
@@ -328,7 +348,9 @@ def test_starts_over_when_the_file_changed(publish, server, tmp_path, honour_if_
     assert honour_if_range or "Range" not in server.asked[2]
 
 
-def test_starts_over_when_resuming_gave_another_file(publish, server, tmp_path):
+def test_starts_over_when_resuming_gave_another_file(
+    publish: Publish, server: Server, tmp_path: Path
+) -> None:
     """No ETag, no date: only the hash can tell that the two halves belong to two files."""
     content = tar(FILES)
     publish(content)
@@ -340,7 +362,9 @@ def test_starts_over_when_resuming_gave_another_file(publish, server, tmp_path):
     assert [h.get("Range") for h in server.asked] == [None, "bytes=70000-", None]
 
 
-def test_a_partial_file_longer_than_the_file_is_dropped(publish, server, tmp_path):
+def test_a_partial_file_longer_than_the_file_is_dropped(
+    publish: Publish, server: Server, tmp_path: Path
+) -> None:
     content = tar(FILES)
     publish(content, size=None)
     longer = content + bytes(1000)
@@ -349,7 +373,9 @@ def test_a_partial_file_longer_than_the_file_is_dropped(publish, server, tmp_pat
     assert [h.get("Range") for h in server.asked] == [None, f"bytes={len(content) + 500}-", None]
 
 
-def test_an_answer_to_another_range_is_not_appended(publish, server, tmp_path):
+def test_an_answer_to_another_range_is_not_appended(
+    publish: Publish, server: Server, tmp_path: Path
+) -> None:
     content = tar(FILES)
 
     def other_part(handler: Handler) -> None:
@@ -365,7 +391,9 @@ def test_an_answer_to_another_range_is_not_appended(publish, server, tmp_path):
     assert [h.get("Range") for h in server.asked] == [None, "bytes=70000-", None]
 
 
-def test_a_complete_partial_file_is_not_fetched_again(publish, server, tmp_path):
+def test_a_complete_partial_file_is_not_fetched_again(
+    publish: Publish, server: Server, tmp_path: Path
+) -> None:
     """The program was stopped between the last byte and the check."""
     content = tar(FILES)
     source = publish(content)
@@ -376,7 +404,9 @@ def test_a_complete_partial_file_is_not_fetched_again(publish, server, tmp_path)
     assert not server.asked
 
 
-def test_a_partial_file_of_another_address_is_not_continued(publish, server, tmp_path):
+def test_a_partial_file_of_another_address_is_not_continued(
+    publish: Publish, server: Server, tmp_path: Path
+) -> None:
     content = tar(FILES)
     publish(content)
     server.script = [serve(bytes(len(content)), stop_at=70_000), status(404), serve(content)]
@@ -385,14 +415,16 @@ def test_a_partial_file_of_another_address_is_not_continued(publish, server, tmp
     assert "Range" not in server.asked[-1] and len(server.asked) == 3
 
 
-def test_a_busy_server_is_asked_again(publish, server, tmp_path):
+def test_a_busy_server_is_asked_again(publish: Publish, server: Server, tmp_path: Path) -> None:
     content = tar(FILES)
     publish(content)
     server.script = [status(503), status(429), serve(content)]
     assert contents(fetch(tmp_path)) == FILES
 
 
-def test_waits_longer_after_each_failure(publish, server, tmp_path, monkeypatch):
+def test_waits_longer_after_each_failure(
+    publish: Publish, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     publish(tar(FILES))
     server.script = [status(500)]
     waited = []
@@ -402,8 +434,8 @@ def test_waits_longer_after_each_failure(publish, server, tmp_path, monkeypatch)
 
 
 def test_a_server_that_often_breaks_off_is_worth_more_attempts(
-    publish, server, tmp_path, monkeypatch
-):
+    publish: Publish, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     content = tar(FILES)
     publish(content)
     monkeypatch.setattr(download, "CHUNK", 20_000)
@@ -413,7 +445,9 @@ def test_a_server_that_often_breaks_off_is_worth_more_attempts(
     assert len(server.asked) > download.ATTEMPTS
 
 
-def test_a_dripping_server_is_left_in_the_end(publish, server, tmp_path):
+def test_a_dripping_server_is_left_in_the_end(
+    publish: Publish, server: Server, tmp_path: Path
+) -> None:
     """Each connection brings a byte: progress of a kind, but not one to live on."""
     content = tar(FILES)
     publish(content)
@@ -425,7 +459,9 @@ def test_a_dripping_server_is_left_in_the_end(publish, server, tmp_path):
 # --- servers that lie
 
 
-def test_announces_another_length_than_the_published_one(publish, server, tmp_path):
+def test_announces_another_length_than_the_published_one(
+    publish: Publish, server: Server, tmp_path: Path
+) -> None:
     content = tar(FILES)
     publish(content)
     for announce in (len(content) + 1000, len(content) - 1000):
@@ -435,7 +471,7 @@ def test_announces_another_length_than_the_published_one(publish, server, tmp_pa
         assert len(server.asked) == 1 and not left(tmp_path)
 
 
-def test_announces_more_than_it_sends(publish, server, tmp_path):
+def test_announces_more_than_it_sends(publish: Publish, server: Server, tmp_path: Path) -> None:
     content = tar(FILES)
     publish(content, size=None)
     server.script = [serve(content, announce=len(content) + 1000, ranges=False)]
@@ -443,7 +479,7 @@ def test_announces_more_than_it_sends(publish, server, tmp_path):
     assert "toy" not in left(tmp_path) and "toy.tar.gz" not in left(tmp_path)
 
 
-def test_announces_less_than_it_sends(publish, server, tmp_path):
+def test_announces_less_than_it_sends(publish: Publish, server: Server, tmp_path: Path) -> None:
     content = tar(FILES)
     publish(content, size=None)
     server.script = [serve(content, announce=len(content) - 1000)]
@@ -452,7 +488,7 @@ def test_announces_less_than_it_sends(publish, server, tmp_path):
     assert not left(tmp_path)
 
 
-def test_announces_nothing_at_all(publish, server, tmp_path):
+def test_announces_nothing_at_all(publish: Publish, server: Server, tmp_path: Path) -> None:
     content = tar(FILES)
 
     def silent(handler: Handler) -> None:
@@ -468,7 +504,7 @@ def test_announces_nothing_at_all(publish, server, tmp_path):
     assert "how long" in fails(tmp_path / "unknown")
 
 
-def test_sends_another_file(publish, server, tmp_path):
+def test_sends_another_file(publish: Publish, server: Server, tmp_path: Path) -> None:
     content = tar(FILES)
     source = publish(content)
     other = bytes(len(content))
@@ -482,7 +518,9 @@ def test_sends_another_file(publish, server, tmp_path):
 
 
 @pytest.mark.parametrize("dead", [404, 403, 410, None], ids=["404", "403", "410", "refused"])
-def test_a_dead_address_says_what_to_fetch_by_hand(publish, server, tmp_path, dead):
+def test_a_dead_address_says_what_to_fetch_by_hand(
+    publish: Publish, server: Server, tmp_path: Path, dead: int | None
+) -> None:
     content = tar(FILES)
     source = publish(content)
     place = tmp_path / "toy.tar.gz"
@@ -503,7 +541,9 @@ def test_a_dead_address_says_what_to_fetch_by_hand(publish, server, tmp_path, de
 
 
 @pytest.mark.parametrize("wrong", [b"<html>sign in first</html>", None], ids=["length", "hash"])
-def test_a_wrong_file_put_there_by_hand_is_refused_and_kept(publish, server, tmp_path, wrong):
+def test_a_wrong_file_put_there_by_hand_is_refused_and_kept(
+    publish: Publish, server: Server, tmp_path: Path, wrong: bytes | None
+) -> None:
     content = tar(FILES)
     source = publish(content)
     wrong = wrong or bytes(len(content))
@@ -514,12 +554,14 @@ def test_a_wrong_file_put_there_by_hand_is_refused_and_kept(publish, server, tmp
     assert left(tmp_path) == {"toy.tar.gz"} and not server.asked
 
 
-def test_other_addresses_than_http_are_refused(publish, tmp_path):
+def test_other_addresses_than_http_are_refused(publish: Publish, tmp_path: Path) -> None:
     publish(tar(FILES))
     assert "not an http address" in fails(tmp_path, url="file:///etc/passwd")
 
 
-def test_a_folder_of_ones_own_is_not_touched(publish, server, tmp_path):
+def test_a_folder_of_ones_own_is_not_touched(
+    publish: Publish, server: Server, tmp_path: Path
+) -> None:
     publish(tar(FILES))
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "mine.txt").write_text("mine")
@@ -527,18 +569,20 @@ def test_a_folder_of_ones_own_is_not_touched(publish, server, tmp_path):
     assert contents(tmp_path / "toy") == {"mine.txt": b"mine"} and not server.asked
 
 
-def test_unknown_dataset_names_the_known_ones(tmp_path):
+def test_unknown_dataset_names_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"'mvtecc'.*mvtec, mvtec-bottle.*cifar10"):
         download_dataset("mvtecc", tmp_path, accept_licence=True)
 
 
-def test_a_place_that_cannot_be_written(publish, tmp_path):
+def test_a_place_that_cannot_be_written(publish: Publish, tmp_path: Path) -> None:
     publish(tar(FILES))
     (tmp_path / "file").write_text("")
     assert str(tmp_path / "file") in fails(tmp_path / "file" / "data")
 
 
-def test_two_processes_do_not_share_a_partial_file(publish, server, tmp_path):
+def test_two_processes_do_not_share_a_partial_file(
+    publish: Publish, server: Server, tmp_path: Path
+) -> None:
     publish(tar(FILES))
     with FileLock(tmp_path / ".download.lock"):
         assert "another process" in fails(tmp_path)
@@ -550,8 +594,8 @@ def test_two_processes_do_not_share_a_partial_file(publish, server, tmp_path):
 
 
 def test_room_for_archive_and_files_is_checked_before_the_first_byte(
-    publish, server, tmp_path, monkeypatch
-):
+    publish: Publish, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     content = tar(FILES)
     publish(content)
     usage = namedtuple("usage", "total used free")
@@ -563,7 +607,9 @@ def test_room_for_archive_and_files_is_checked_before_the_first_byte(
     assert contents(fetch(tmp_path)) == FILES
 
 
-def test_room_for_the_files_is_checked_before_unpacking(publish, tmp_path, monkeypatch):
+def test_room_for_the_files_is_checked_before_unpacking(
+    publish: Publish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     content = tar(FILES)
     publish(content)
     (tmp_path / "toy.tar.gz").write_bytes(content)
@@ -634,7 +680,9 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_hostile_archives_leave_nothing_behind(publish, tmp_path, monkeypatch, case):
+def test_hostile_archives_leave_nothing_behind(
+    publish: Publish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
     """Even with the published hash: the publisher may have been had."""
     name, content, why = HOSTILE[case]
     if case == "empty files":
@@ -650,7 +698,7 @@ def test_hostile_archives_leave_nothing_behind(publish, tmp_path, monkeypatch, c
     assert {p.name for p in tmp_path.iterdir()} == {"data", "outside"}
 
 
-def test_the_hostile_members_do_harm_where_they_are_believed(tmp_path):
+def test_the_hostile_members_do_harm_where_they_are_believed(tmp_path: Path) -> None:
     """The archives above are what they claim: an unguarded reader makes the link and follows it."""
     (tmp_path / "outside").mkdir()
     (tmp_path / "data" / "toy").mkdir(parents=True)
@@ -669,14 +717,16 @@ def test_the_hostile_members_do_harm_where_they_are_believed(tmp_path):
         assert archive.getmember("bomb").size == 10**12
 
 
-def test_what_a_killed_run_left_is_removed(publish, tmp_path):
+def test_what_a_killed_run_left_is_removed(publish: Publish, tmp_path: Path) -> None:
     publish(tar(FILES))
     (tmp_path / ".toy.abcdef" / "train").mkdir(parents=True)
     assert contents(fetch(tmp_path)) == FILES
     assert left(tmp_path) == {"toy", "toy.tar.gz"}
 
 
-def test_a_disk_that_fills_up_while_unpacking(publish, tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_while_unpacking(
+    publish: Publish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -689,7 +739,7 @@ def test_a_disk_that_fills_up_while_unpacking(publish, tmp_path, monkeypatch):
 # --- what is published
 
 
-def test_addresses_agree_with_torchvision():
+def test_addresses_agree_with_torchvision() -> None:
     from dskd_lite._torchvision import torchvision
 
     CIFAR10, DTD = torchvision.datasets.CIFAR10, torchvision.datasets.DTD
@@ -699,7 +749,7 @@ def test_addresses_agree_with_torchvision():
     assert DATASETS["dtd"].url == DTD._URL
 
 
-def test_every_source_is_complete():
+def test_every_source_is_complete() -> None:
     assert {"mvtec", "dtd", "cifar10", "mvtec-screw"} <= DATASETS.keys()
     assert len(DATASETS) == 18 and len({s.sha256 for s in DATASETS.values()}) == 18
     for name, source in DATASETS.items():
@@ -709,7 +759,7 @@ def test_every_source_is_complete():
         assert "\n" not in source.notice() + source.by_hand(Path("data"))
 
 
-def test_importing_costs_nothing():
+def test_importing_costs_nothing() -> None:
     code = "import dskd_lite.datasets.download, sys; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import ArrayLike
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
@@ -44,7 +47,9 @@ def flood_fill_regions(mask: np.ndarray) -> list[list[tuple[int, int]]]:
     return regions
 
 
-def brute_force_pro_curve(score_maps, masks) -> tuple[list[Fraction], list[Fraction]]:
+def brute_force_pro_curve(
+    score_maps: np.ndarray, masks: np.ndarray
+) -> tuple[list[Fraction], list[Fraction]]:
     """(rate, overlap) at every distinct threshold of the whole set, from (0, 0) to (1, 1)."""
     normals = [float(v) for v in score_maps[masks == 0]]
     regions = [
@@ -71,7 +76,7 @@ def brute_force_area(rates: list[Fraction], overlaps: list[Fraction], max_fpr: f
     return float(area / limit)
 
 
-def straightforward_legacy_pro(score_maps, masks) -> float:
+def straightforward_legacy_pro(score_maps: np.ndarray, masks: np.ndarray) -> float:
     """One threshold after the other, one region after the other, area by scikit-learn."""
     areas = []
     for score_map, mask in zip(score_maps, masks, strict=True):
@@ -119,7 +124,7 @@ def realistic_case(count: int = 12, size: int = 64) -> tuple[np.ndarray, np.ndar
 
 @pytest.mark.parametrize("levels", [2, 10, 10**9])
 @pytest.mark.parametrize("shape", [(37,), (1000,), (5, 20, 30)])
-def test_auroc_equals_scikit_learn(levels, shape):
+def test_auroc_equals_scikit_learn(levels: int, shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(levels)
     labels = rng.random(shape) < 0.2
     scores = rng.integers(0, levels, shape) / levels + 0.1 * labels
@@ -127,7 +132,7 @@ def test_auroc_equals_scikit_learn(levels, shape):
     assert auroc(scores, labels) == pytest.approx(expected, abs=1e-12)
 
 
-def test_auroc_by_hand():
+def test_auroc_by_hand() -> None:
     # Of the 2 × 3 pairs: 0.9 beats three, 0.4 beats one and ties with one.
     assert auroc([0.9, 0.4, 0.5, 0.4, 0.1], [1, 1, 0, 0, 0]) == pytest.approx(4.5 / 6)
     assert auroc([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1]) == 1.0
@@ -135,7 +140,7 @@ def test_auroc_by_hand():
     assert auroc(np.zeros(9), np.arange(9) < 4) == 0.5
 
 
-def test_auroc_with_more_defects_than_normals():
+def test_auroc_with_more_defects_than_normals() -> None:
     rng = np.random.default_rng(3)
     labels = rng.random(500) < 0.95
     scores = rng.normal(size=500).round(1) + labels
@@ -143,7 +148,9 @@ def test_auroc_with_more_defects_than_normals():
     assert auroc(scores, labels) == pytest.approx(expected, abs=1e-12)
 
 
-def test_large_sets_are_split_over_threads_and_blocks_without_changing_the_result(monkeypatch):
+def test_large_sets_are_split_over_threads_and_blocks_without_changing_the_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     scores, masks = realistic_case()
     scores = scores.round(2)
     single = auroc(scores, masks), aupro(scores, masks)
@@ -159,7 +166,7 @@ def test_large_sets_are_split_over_threads_and_blocks_without_changing_the_resul
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_aupro_equals_brute_force_on_random_maps(seed):
+def test_aupro_equals_brute_force_on_random_maps(seed: int) -> None:
     scores, masks = random_case(seed)
     curve = brute_force_pro_curve(scores, masks)
     for max_fpr in (0.01, 0.05, 0.3, 1.0):
@@ -172,7 +179,7 @@ def test_aupro_equals_brute_force_on_random_maps(seed):
 
 
 @pytest.mark.parametrize("decimals", [1, 2, 15])
-def test_aupro_sorting_only_the_top_equals_sorting_all(decimals):
+def test_aupro_sorting_only_the_top_equals_sorting_all(decimals: int) -> None:
     scores, masks = realistic_case()
     scores = scores.round(decimals)
     # Weighted ROC by scikit-learn, a full sort: each region weighs 1, each normal pixel 1.
@@ -191,7 +198,7 @@ def test_aupro_sorting_only_the_top_equals_sorting_all(decimals):
     assert aupro(scores, masks) == pytest.approx(expected, abs=1e-9)
 
 
-def test_aupro_when_the_sample_that_guesses_the_cut_misleads():
+def test_aupro_when_the_sample_that_guesses_the_cut_misleads() -> None:
     # Every 97th score is sampled: here always column 0, which is higher than all the rest.
     scores, masks = realistic_case(count=3, size=97)
     scores = scores.round(1)
@@ -202,7 +209,7 @@ def test_aupro_when_the_sample_that_guesses_the_cut_misleads():
     assert aupro(scores, masks) == pytest.approx(expected, abs=1e-9)
 
 
-def test_aupro_by_hand():
+def test_aupro_by_hand() -> None:
     # A region of 2 pixels, a region of 1 pixel, all at the border; 13 normal pixels.
     masks = np.array([[[1, 1, 0, 0, 0, 0, 0, 0]], [[0, 0, 0, 0, 1, 0, 0, 0]]])
     scores = np.array([[[9, 4, 8, 0, 0, 0, 0, 0]], [[0, 0, 0, 0, 6, 5, 0, 0]]], np.float64)
@@ -212,7 +219,7 @@ def test_aupro_by_hand():
 
 
 @pytest.mark.parametrize("max_fpr", [0.1, 0.3, 1.0])
-def test_aupro_of_perfect_inverted_and_constant_maps(max_fpr):
+def test_aupro_of_perfect_inverted_and_constant_maps(max_fpr: float) -> None:
     _, masks = realistic_case()
     assert aupro(masks.astype(np.float32), masks, max_fpr) == pytest.approx(1.0)
     assert aupro(np.ones(masks.shape), masks, max_fpr) == pytest.approx(max_fpr / 2)
@@ -220,19 +227,19 @@ def test_aupro_of_perfect_inverted_and_constant_maps(max_fpr):
     assert aupro(inverted, masks, max_fpr) == pytest.approx(0.0, abs=1e-12)
 
 
-def test_aupro_of_random_maps_is_about_half_the_limit():
+def test_aupro_of_random_maps_is_about_half_the_limit() -> None:
     rng = np.random.default_rng(0)
     masks = np.zeros((20, 100, 100), bool)
     masks[:, 20:60, 20:60] = True
     assert aupro(rng.random(masks.shape), masks) == pytest.approx(0.15, abs=0.005)
 
 
-def test_aupro_does_not_change_when_scores_are_rescaled():
+def test_aupro_does_not_change_when_scores_are_rescaled() -> None:
     scores, masks = realistic_case()
     assert aupro(np.exp(scores), masks) == pytest.approx(aupro(scores, masks), abs=1e-12)
 
 
-def test_regions_count_alike_whatever_their_size():
+def test_regions_count_alike_whatever_their_size() -> None:
     masks = np.zeros((1, 10, 10), np.uint8)
     masks[0, :5, :5], masks[0, 9, 9] = 1, 1
     found_large = np.where(masks == 1, 1.0, 0.0)
@@ -241,7 +248,7 @@ def test_regions_count_alike_whatever_their_size():
     assert aupro(found_large, masks) == pytest.approx(0.5)
 
 
-def test_diagonal_neighbours_are_one_region_and_images_are_apart():
+def test_diagonal_neighbours_are_one_region_and_images_are_apart() -> None:
     masks = np.zeros((2, 4, 4), np.uint8)
     masks[0, 0, 0] = masks[0, 1, 1] = 1  # one region by its corner
     masks[0, 3, 3] = 1
@@ -257,7 +264,7 @@ def test_diagonal_neighbours_are_one_region_and_images_are_apart():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_legacy_pro_equals_one_threshold_after_the_other(seed):
+def test_legacy_pro_equals_one_threshold_after_the_other(seed: int) -> None:
     scores, masks = realistic_case(count=8, size=48)
     assert max(len({len(r) for r in flood_fill_regions(mask)}) for mask in masks) > 1
     scores = scores + np.random.default_rng(seed).random(scores.shape)
@@ -266,7 +273,7 @@ def test_legacy_pro_equals_one_threshold_after_the_other(seed):
     )
 
 
-def test_legacy_pro_by_hand():
+def test_legacy_pro_by_hand() -> None:
     # Thresholds 0, 1/200, …; 8 normals, of which 0.101 and 0.601 are not 0; one region {1, 0.501}.
     scores = np.array([[[1.0, 0.501, 0, 0, 0], [0, 0, 0, 0.101, 0.601]]])
     masks = np.array([[[1, 1, 0, 0, 0], [0, 0, 0, 0, 0]]])
@@ -275,7 +282,7 @@ def test_legacy_pro_by_hand():
     assert legacy_pro(scores, masks) == pytest.approx(1 / 2 * 1 / 2 + 1 / 2 * 1)
 
 
-def test_legacy_pro_by_hand_where_the_curve_neither_starts_at_zero_nor_keeps_all():
+def test_legacy_pro_by_hand_where_the_curve_neither_starts_at_zero_nor_keeps_all() -> None:
     # The maximum is normal, so no rate is 0: 1/10 from 0.405 on, 2/10 up to 0.4, and 4/10 (dropped)
     # up to 0.2. The region {0.701, 0.301} is flagged by half at 0.305 … 0.7, whole below.
     scores = np.array([[[0.701, 0.301, 1, 0.401, 0.201, 0.201, 0, 0, 0, 0, 0, 0]]])
@@ -284,7 +291,7 @@ def test_legacy_pro_by_hand_where_the_curve_neither_starts_at_zero_nor_keeps_all
     assert legacy_pro(scores, masks) == pytest.approx(1 / 2 * 1 / 2)
 
 
-def test_legacy_pro_flags_only_what_is_strictly_above_a_threshold():
+def test_legacy_pro_flags_only_what_is_strictly_above_a_threshold() -> None:
     # Threshold 100 of 200 is 1/2 exactly. A normal and a defect (at 0.499) both vanish there, so
     # the curve goes straight from (1, 1) to (0, 1/2); flagging the normal there would add (1, 1/2).
     scores = np.array([[[1.0, 0.499, 0.5, 0, 0, 0, 0, 0, 0, 0, 0, 0]]])
@@ -292,7 +299,7 @@ def test_legacy_pro_flags_only_what_is_strictly_above_a_threshold():
     assert legacy_pro(scores, masks) == pytest.approx(3 / 4)
 
 
-def test_legacy_pro_counts_regions_alike_whatever_their_size():
+def test_legacy_pro_counts_regions_alike_whatever_their_size() -> None:
     # Of the regions {1, 1, 1} and {0.3} only the first is flagged until the last normals are.
     scores = np.array([[[1, 1, 1, 0, 0.3, 0, 0, 0, 0.5, 0, 0, 0.0]]])
     masks = np.isin(np.arange(12), [0, 1, 2, 4]).reshape(1, 1, 12)
@@ -300,14 +307,14 @@ def test_legacy_pro_counts_regions_alike_whatever_their_size():
     assert legacy_pro(scores, masks) == pytest.approx(1 / 2)
 
 
-def test_legacy_pro_is_the_mean_over_images_with_a_defect():
+def test_legacy_pro_is_the_mean_over_images_with_a_defect() -> None:
     scores, masks = realistic_case(count=6, size=32)
     single = [legacy_pro(scores[i : i + 1], masks[i : i + 1]) for i in range(2, 6)]
     assert not masks[:2].any()
     assert legacy_pro(scores, masks) == pytest.approx(np.mean(single), abs=1e-12)
 
 
-def test_legacy_pro_where_the_original_divides_zero_by_zero():
+def test_legacy_pro_where_the_original_divides_zero_by_zero() -> None:
     masks = np.zeros((1, 4, 4), np.uint8)
     masks[0, 1:3, 1:3] = 1
     assert legacy_pro(masks.astype(float), masks) == pytest.approx(1.0)  # no false positive at all
@@ -325,7 +332,9 @@ def test_legacy_pro_where_the_original_divides_zero_by_zero():
 @pytest.mark.parametrize("score_type", [np.float32, np.float64])
 @pytest.mark.parametrize("mask_type", [bool, np.uint8, np.int64, np.float32])
 @pytest.mark.parametrize("container", [np.array, torch.tensor])
-def test_every_array_type_gives_the_same_result(score_type, mask_type, container):
+def test_every_array_type_gives_the_same_result(
+    score_type: type, mask_type: type, container: Callable[..., Any]
+) -> None:
     scores, masks = realistic_case()
     scores = scores.astype(np.float32)  # exact in both types
     given = container(scores.astype(score_type)), container(masks.astype(mask_type))
@@ -336,14 +345,14 @@ def test_every_array_type_gives_the_same_result(score_type, mask_type, container
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int16])
-def test_narrow_types_are_widened_exactly(dtype):
+def test_narrow_types_are_widened_exactly(dtype: torch.dtype) -> None:
     scores, masks = realistic_case()
     narrow = torch.from_numpy(scores * 20).to(dtype)
     wide = narrow.double().numpy()
     assert aupro(narrow, masks) == pytest.approx(aupro(wide, masks), abs=1e-12)
 
 
-def test_tensors_with_gradient_and_non_contiguous_maps_work_and_inputs_stay_as_they_were():
+def test_tensors_with_gradient_and_non_contiguous_maps_work_and_inputs_stay_as_they_were() -> None:
     scores, masks = realistic_case()
     tensor = torch.from_numpy(scores.copy()).permute(1, 2, 0).requires_grad_()
     given = tensor.permute(2, 0, 1), torch.from_numpy(masks)
@@ -357,7 +366,7 @@ def test_tensors_with_gradient_and_non_contiguous_maps_work_and_inputs_stay_as_t
 
 
 @pytest.mark.parametrize("rows", [15, 128, 240])  # 6, 50 and 94 % of the pixels
-def test_memory_stays_below_three_times_the_maps(rows):
+def test_memory_stays_below_three_times_the_maps(rows: int) -> None:
     rng = np.random.default_rng(0)
     scores = rng.random((40, 256, 256), np.float32)
     masks = np.zeros(scores.shape, bool)
@@ -374,7 +383,7 @@ def test_memory_stays_below_three_times_the_maps(rows):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_whole_curves_equal_scikit_learn_and_brute_force(seed):
+def test_whole_curves_equal_scikit_learn_and_brute_force(seed: int) -> None:
     scores, masks = random_case(seed)
     rates, recalls = roc_curve(scores, masks, max_points=10**6)
     x, y, _ = sklearn_metrics.roc_curve(masks.ravel(), scores.ravel(), drop_intermediate=False)
@@ -384,7 +393,9 @@ def test_whole_curves_equal_scikit_learn_and_brute_force(seed):
     assert_same_polyline(rates, overlaps, *brute_force_pro_curve(scores, masks))
 
 
-def assert_same_polyline(x, y, expected_x, expected_y):
+def assert_same_polyline(
+    x: ArrayLike, y: ArrayLike, expected_x: ArrayLike, expected_y: ArrayLike
+) -> None:
     """Both are rising; as functions of x + y, which never stands still, they must agree."""
     x, y, expected_x, expected_y = (np.array(v, np.float64) for v in (x, y, expected_x, expected_y))
     assert (np.diff(x) >= 0).all() and (np.diff(y) >= 0).all()
@@ -394,7 +405,7 @@ def assert_same_polyline(x, y, expected_x, expected_y):
     )
 
 
-def test_thinned_curves_have_few_points_that_lie_on_the_whole_curve():
+def test_thinned_curves_have_few_points_that_lie_on_the_whole_curve() -> None:
     scores, masks = realistic_case()
     for curve in (roc_curve, pro_curve):
         whole_x, whole_y = curve(scores, masks, max_points=10**6)
@@ -410,7 +421,7 @@ def test_thinned_curves_have_few_points_that_lie_on_the_whole_curve():
 # Thresholds
 
 
-def test_gamma_threshold_finds_the_quantile_of_a_gamma_distribution():
+def test_gamma_threshold_finds_the_quantile_of_a_gamma_distribution() -> None:
     scores = stats.gamma(4.0, scale=0.1).rvs(20_000, random_state=0)
     for rate in (0.2, 0.05, 0.001):
         threshold = gamma_threshold(scores, rate)
@@ -418,7 +429,7 @@ def test_gamma_threshold_finds_the_quantile_of_a_gamma_distribution():
         assert threshold.value == pytest.approx(stats.gamma(4.0, scale=0.1).isf(rate), rel=0.02)
 
 
-def test_gamma_threshold_solves_the_likelihood_equations():
+def test_gamma_threshold_solves_the_likelihood_equations() -> None:
     # The maximum-likelihood shape solves log(k) − digamma(k) = log(mean) − mean(log).
     from scipy import optimize, special
 
@@ -430,13 +441,13 @@ def test_gamma_threshold_solves_the_likelihood_equations():
 
 
 @pytest.mark.parametrize("kind", ["numpy", "tensor", "maps"])
-def test_gamma_threshold_takes_image_scores_and_pixels(kind):
+def test_gamma_threshold_takes_image_scores_and_pixels(kind: str) -> None:
     scores = np.random.default_rng(0).gamma(3.0, 1.0, (2, 10, 10)).astype(np.float32)
     given = {"numpy": scores.ravel(), "tensor": torch.from_numpy(scores), "maps": scores}[kind]
     assert gamma_threshold(given) == gamma_threshold(scores.astype(np.float64))
 
 
-def test_many_pixels_are_sampled_always_the_same_way():
+def test_many_pixels_are_sampled_always_the_same_way() -> None:
     scores = np.random.default_rng(0).gamma(3.0, 1.0, (20, 256, 256)).astype(np.float32)
     first, second = gamma_threshold(scores, 0.01), gamma_threshold(scores, 0.01)
     assert first == second and first.method == "gamma"
@@ -457,7 +468,7 @@ DEGENERATE = {
 @pytest.mark.parametrize("scores", DEGENERATE.values(), ids=DEGENERATE)
 @pytest.mark.parametrize("rate", [0.05, 0.3])
 @pytest.mark.filterwarnings("error")
-def test_degenerate_scores_fall_back_to_the_empirical_quantile(scores, rate):
+def test_degenerate_scores_fall_back_to_the_empirical_quantile(scores: Any, rate: float) -> None:
     threshold = gamma_threshold(scores, rate)
     assert threshold.method == "quantile"
     assert threshold.value in scores
@@ -466,7 +477,7 @@ def test_degenerate_scores_fall_back_to_the_empirical_quantile(scores, rate):
     assert lower.size == 0 or (scores > lower.max()).mean() > rate - 1e-12  # the smallest such
 
 
-def test_a_heavy_tail_falls_back_where_the_gamma_threshold_would_not_hold():
+def test_a_heavy_tail_falls_back_where_the_gamma_threshold_would_not_hold() -> None:
     scores = np.abs(stats.cauchy.rvs(size=2000, random_state=1))
     shape, _, scale = stats.gamma.fit(scores, floc=0)
     would_be = stats.gamma.isf(0.001, shape, scale=scale)
@@ -476,7 +487,7 @@ def test_a_heavy_tail_falls_back_where_the_gamma_threshold_would_not_hold():
     assert (scores > threshold.value).mean() <= 0.001
 
 
-def test_best_f1_threshold_equals_trying_every_threshold():
+def test_best_f1_threshold_equals_trying_every_threshold() -> None:
     for seed in range(30):
         scores, masks = random_case(seed)
         tried = [
@@ -491,13 +502,13 @@ def test_best_f1_threshold_equals_trying_every_threshold():
         assert 2 * precision * recall / (precision + recall) == pytest.approx(f1, abs=1e-12)
 
 
-def test_best_f1_threshold_prefers_the_highest_of_equally_good_ones():
+def test_best_f1_threshold_prefers_the_highest_of_equally_good_ones() -> None:
     # Above 0.2: 2 hits of 4 flagged, F1 = 2/3; above 0.5: 1 hit of 1 flagged, F1 = 2/3.
     assert best_f1_threshold([0.9, 0.3, 0.5, 0.4, 0.2], [1, 1, 0, 0, 0]) == (0.5, 2 / 3)
 
 
 @pytest.mark.parametrize("threshold", [-1.0, 0.2, 0.5, 0.77, 2.0])
-def test_precision_and_recall_equal_scikit_learn(threshold):
+def test_precision_and_recall_equal_scikit_learn(threshold: float) -> None:
     rng = np.random.default_rng(1)
     labels = rng.random(200) < 0.3
     scores = (rng.random(200) + 0.2 * labels).round(1)
@@ -538,42 +549,44 @@ def with_value(value: float) -> np.ndarray:
         (MAPS[:0], MASKS[:0], "empty"),
     ],
 )
-def test_bad_input_gets_one_clear_line(metric, scores, labels, says):
+def test_bad_input_gets_one_clear_line(
+    metric: Callable[..., object], scores: Any, labels: Any, says: str
+) -> None:
     with pytest.raises(InputError, match=says) as error:
         metric(scores, labels)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("metric", [aupro, legacy_pro, pro_curve])
-def test_maps_must_be_stacked(metric):
+def test_maps_must_be_stacked(metric: Callable[..., object]) -> None:
     with pytest.raises(InputError, match=r"\(N, H, W\)"):
         metric(MAPS[:, None], MASKS[:, None])
 
 
 @pytest.mark.parametrize("max_fpr", [0.0, -0.1, 1.1, float("nan")])
-def test_max_fpr_must_be_a_rate(max_fpr):
+def test_max_fpr_must_be_a_rate(max_fpr: float) -> None:
     for metric in (aupro, pro_curve):
         with pytest.raises(InputError, match="max_fpr"):
             metric(MAPS, MASKS, max_fpr)
 
 
-def test_a_curve_needs_two_points():
+def test_a_curve_needs_two_points() -> None:
     with pytest.raises(InputError, match="max_points"):
         roc_curve(MAPS, MASKS, max_points=1)
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, float("nan")])
-def test_false_positive_rate_must_be_a_rate(rate):
+def test_false_positive_rate_must_be_a_rate(rate: float) -> None:
     with pytest.raises(InputError, match="false_positive_rate"):
         gamma_threshold(MAPS, rate)
 
 
 @pytest.mark.parametrize(("scores", "says"), [([], "empty"), ([0.1, np.nan], "1 NaN or infinite")])
-def test_gamma_threshold_refuses_scores_that_say_nothing(scores, says):
+def test_gamma_threshold_refuses_scores_that_say_nothing(scores: Any, says: str) -> None:
     with pytest.raises(InputError, match=says):
         gamma_threshold(scores)
 
 
-def test_precision_recall_refuses_bad_input_too():
+def test_precision_recall_refuses_bad_input_too() -> None:
     with pytest.raises(InputError, match="defective"):
         precision_recall(MAPS, MASKS * 0, 0.5)

@@ -9,6 +9,7 @@ import signal
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ IMAGENET_COSINES = Path(__file__).parent / "imagenet_cosines.json"
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory) -> str:
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A ResNet-18 file with random weights: fit to be imitated, though not worth it."""
     torch.manual_seed(7)
     path = tmp_path_factory.mktemp("source") / "resnet18.safetensors"
@@ -42,7 +43,7 @@ def source(tmp_path_factory) -> str:
     return str(path)
 
 
-def tiny(source: str, out: Path, **options) -> Pretraining:
+def tiny(source: str, out: Path, **options: Any) -> Pretraining:
     defaults = dict(
         source=source, out=out, steps=3, batch_pixels=4 * 32 * 32, image_sizes=(32, 64),
         texture_size=64, sheet=4, pool=2, steps_per_sheet=2, validation=8, save_every=3,
@@ -51,14 +52,14 @@ def tiny(source: str, out: Path, **options) -> Pretraining:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(source: str, tmp_path_factory) -> Path:
+def uninterrupted(source: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pretrain(tiny(source, tmp_path_factory.mktemp("whole")))
 
 
 def test_ctrl_c_and_resume_reach_the_same_weights(
-    source: str, uninterrupted: Path, tmp_path: Path, monkeypatch
-):
-    def draw_and_interrupt(pool, config, step, *stream):
+    source: str, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def draw_and_interrupt(pool: Any, config: Pretraining, step: int, *stream: Any) -> Any:
         if step == 0 and not stream:
             os.kill(os.getpid(), signal.SIGINT)
         return draw_batch(pool, config, step, *stream)
@@ -72,7 +73,7 @@ def test_ctrl_c_and_resume_reach_the_same_weights(
     assert resumed.read_bytes() == uninterrupted.read_bytes()
 
 
-def test_batches_depend_on_seed_and_step_and_stay_in_range():
+def test_batches_depend_on_seed_and_step_and_stay_in_range() -> None:
     pool = torch.randint(256, (8, 3, 64, 64), dtype=torch.uint8)
     config = tiny("unused", Path("unused"))
     first = draw_batch(pool, config, 0)
@@ -84,7 +85,9 @@ def test_batches_depend_on_seed_and_step_and_stay_in_range():
     assert shapes == {(4, 3, 32, 32), (2, 3, 64, 64)}
 
 
-def test_report_names_both_teachers(source: str, uninterrupted: Path, tmp_path: Path, capsys):
+def test_report_names_both_teachers(
+    source: str, uninterrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pretraining.report(tiny(source, tmp_path, report=uninterrupted))
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" on ")[0] for line in lines] == ["random start", str(uninterrupted)]
@@ -93,7 +96,7 @@ def test_report_names_both_teachers(source: str, uninterrupted: Path, tmp_path: 
     assert lines[1].endswith(expected)
 
 
-def test_what_a_run_leaves_is_a_teacher(uninterrupted: Path):
+def test_what_a_run_leaves_is_a_teacher(uninterrupted: Path) -> None:
     with pytest.warns(UserWarning, match="layer4"):
         assert Teacher("offline", uninterrupted).has_shortcut_stage_4
     state = load_file(uninterrupted)
@@ -105,7 +108,7 @@ def test_what_a_run_leaves_is_a_teacher(uninterrupted: Path):
     assert history[-1]["textures"][0] < history[0]["textures"][0]
 
 
-def test_bad_resumes_are_named(source: str, uninterrupted: Path, tmp_path: Path):
+def test_bad_resumes_are_named(source: str, uninterrupted: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"checkpoint\.pt does not exist"):
         pretrain(tiny(source, tmp_path, resume=True))
     with pytest.raises(InputError, match="other options"):
@@ -114,7 +117,7 @@ def test_bad_resumes_are_named(source: str, uninterrupted: Path, tmp_path: Path)
         pretrain(tiny(str(tmp_path / "nowhere.safetensors"), tmp_path))
 
 
-def test_matching_error_is_that_of_linear_regression():
+def test_matching_error_is_that_of_linear_regression() -> None:
     torch.manual_seed(0)
     pupil, source = Teacher("offline", "random"), Teacher("resnet18", "random")
     fit, test = torch.rand(40, 3, 64, 64), torch.rand(12, 3, 64, 64)
@@ -134,14 +137,14 @@ def test_matching_error_is_that_of_linear_regression():
         assert errors[stage] == pytest.approx(expected, rel=0.01)
 
 
-def test_matching_error_of_the_source_itself_is_nothing():
+def test_matching_error_of_the_source_itself_is_nothing() -> None:
     torch.manual_seed(0)
     source, images = Teacher("offline", "random"), torch.rand(40, 3, 64, 64)
     (errors,) = matching_errors(source, source, images, images)
     assert max(errors[:3]) < 1e-3
 
 
-def test_relation_error_by_hand():
+def test_relation_error_by_hand() -> None:
     torch.manual_seed(0)
     ours, theirs = torch.randn(2, 3, 2, 2), torch.randn(2, 5, 2, 2)
     positions = torch.tensor([0, 3, 5, 6])
@@ -160,7 +163,7 @@ def test_relation_error_by_hand():
     assert float(relation_error(ours, theirs, positions)) == pytest.approx(expected, rel=1e-4)
 
 
-def test_relation_error_ignores_rotation_and_scale():
+def test_relation_error_ignores_rotation_and_scale() -> None:
     torch.manual_seed(0)
     theirs = torch.randn(2, 5, 4, 4)
     rotation = torch.linalg.qr(torch.randn(5, 5)).Q
@@ -171,7 +174,7 @@ def test_relation_error_ignores_rotation_and_scale():
 # --- the file that ships -------------------------------------------------------------------------
 
 
-def test_shipped_file_is_the_one_on_its_card():
+def test_shipped_file_is_the_one_on_its_card() -> None:
     data = (WEIGHTS / OFFLINE_WEIGHTS).read_bytes()
     assert len(data) <= 8e6
     card = (WEIGHTS / "MODEL_CARD.md").read_text(encoding="utf-8")
@@ -190,7 +193,7 @@ def position_cosines(teacher: Teacher) -> list[Tensor]:
     return [c.flatten() for c in cosines]
 
 
-def test_shipped_teacher_sees_what_the_imagenet_network_sees():
+def test_shipped_teacher_sees_what_the_imagenet_network_sees() -> None:
     """The file holds the cosines of torchvision's ResNet-18 (IMAGENET1K_V1) for the same images."""
     truth = [torch.tensor(stage) for stage in json.loads(IMAGENET_COSINES.read_text())]
     torch.manual_seed(0)

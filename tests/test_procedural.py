@@ -7,7 +7,9 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -163,7 +165,7 @@ def test_a_complete_category_is_left_alone(tmp_path: Path, small: None) -> None:
 def test_progress_sees_every_image(tmp_path: Path, small: None) -> None:
     seen = []
 
-    def progress(shots):
+    def progress(shots: list[Any]) -> Iterator[Any]:
         for shot in shots:
             seen.append(shot)
             yield shot
@@ -173,7 +175,7 @@ def test_progress_sees_every_image(tmp_path: Path, small: None) -> None:
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path, small: None) -> None:
-    def interrupt(shots):
+    def interrupt(shots: list[Any]) -> Iterator[Any]:
         yield shots[0]
         raise KeyboardInterrupt
 

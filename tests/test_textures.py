@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ def textures(count: int, size: int, seed: int = 0) -> Tensor:
     return procedural_textures(count, size, torch.Generator().manual_seed(seed))
 
 
-def test_the_generator_decides_the_textures():
+def test_the_generator_decides_the_textures() -> None:
     torch.testing.assert_close(textures(9, 32), textures(9, 32), rtol=0, atol=0)
     assert not torch.equal(textures(9, 32), textures(9, 32, seed=1))
     torch.rand(5)  # the global random numbers play no part
@@ -22,14 +24,14 @@ def test_the_generator_decides_the_textures():
 
 
 @pytest.mark.parametrize("size", [16, 48, 65])
-def test_shape_and_range(size: int):
+def test_shape_and_range(size: int) -> None:
     images = textures(40, size)
     assert images.shape == (40, 3, size, size)
     assert images.isfinite().all()
     assert images.min() >= 0 and images.max() <= 1
 
 
-def test_variety():
+def test_variety() -> None:
     images = textures(200, 64)
     # No two are alike: the closest pair is still far apart.
     pairs = torch.cdist(images.flatten(1), images.flatten(1)) / images[0].numel() ** 0.5
@@ -40,7 +42,7 @@ def test_variety():
     assert (colourfulness < 0.01).any() and (colourfulness > 0.15).any()
 
 
-def test_spectrum_falls_like_that_of_photographs():
+def test_spectrum_falls_like_that_of_photographs() -> None:
     """Photographs have power ~ 1 / f^a with a near 2 (Field 1987: from 1.6 to 2.4 or so)."""
     grey = textures(300, 64).mean(1)
     grey = grey - grey.mean((1, 2), keepdim=True)
@@ -54,7 +56,7 @@ def test_spectrum_falls_like_that_of_photographs():
     assert -2.6 < slope < -1.4
 
 
-def test_a_texture_depends_on_seed_and_index_alone():
+def test_a_texture_depends_on_seed_and_index_alone() -> None:
     backwards = {i: ProceduralTextures(4, 32, seed=3)[i] for i in (3, 2, 1, 0)}
     for i, texture in enumerate(ProceduralTextures(4, 32, seed=3)):  # stops at its end
         torch.testing.assert_close(texture, backwards[i], rtol=0, atol=0)
@@ -65,7 +67,7 @@ def test_a_texture_depends_on_seed_and_index_alone():
         ProceduralTextures(4, 32)[4]
 
 
-def test_folder_covers_the_square_and_keeps_the_centre(tmp_path):
+def test_folder_covers_the_square_and_keeps_the_centre(tmp_path: Path) -> None:
     thirds = np.zeros((20, 60, 3), dtype=np.uint8)
     thirds[:, :20], thirds[:, 20:40], thirds[:, 40:] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
     (tmp_path / "deep" / "down").mkdir(parents=True)
@@ -82,13 +84,13 @@ def test_folder_covers_the_square_and_keeps_the_centre(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".bmp", ".tiff"])
-def test_folder_reads_grey_images_of_any_kind(tmp_path, suffix: str):
+def test_folder_reads_grey_images_of_any_kind(tmp_path: Path, suffix: str) -> None:
     Image.new("L", (12, 12), 51).save(tmp_path / f"grey{suffix}")
     (texture,) = TextureFolder(tmp_path, image_size=8)
     torch.testing.assert_close(texture, torch.full((3, 8, 8), 0.2), rtol=0, atol=0.005)
 
 
-def test_bad_folders_are_named(tmp_path):
+def test_bad_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere does not exist"):
         TextureFolder(tmp_path / "nowhere")
     with pytest.raises(InputError, match="holds no image"):
