@@ -518,8 +518,9 @@ def _classical_verdict(rows: Rows, main: Rows) -> str:
                 f"- {_title(category)}, {title}: {', '.join(ahead) or 'none'}"
                 f" (DSKD {ours[m][0]:.1f})."
             )
-    return "Ahead of DSKD's fused map after 15 epochs (mean of three seeds, same teacher) are:\n\n" + "\n".join(
-        parts
+    return (
+        "Ahead of DSKD's fused map after 15 epochs (mean of three seeds, same teacher) are:\n\n"
+        + "\n".join(parts)
     )
 
 
