@@ -62,8 +62,8 @@ the text says so.
 Data: MVTec AD's *screw* {{cite:p}}`bergmann2019mvtec` (320 normal images, reduced to 512 px beforehand) and
 *magnetic tile* (800 normal images of several sizes, each resized to a square). 15 epochs, batch 16, a tenth of the
 normal images held out, noise from ten classes of DTD {{cite:p}}`cimpoi2014describing`. Computed on one core of an
-Intel Xeon (Sapphire Rapids) in bf16, November 2026. Students trained in bf16 then scored in it too; by now a trained detector
-scores in float32 unless told otherwise. Six of the embedded benchmark's detectors, judged again by `dskd evaluate`, changed by at most
+Intel Xeon (Sapphire Rapids) in bf16, November 2026. Students trained in bf16 also scored in it when these rows were computed;
+now a trained detector scores in float32 unless told otherwise. Six of the embedded benchmark's detectors, judged again in float32 by `dskd evaluate`, changed by at most
 0.25 points in image AUROC, 0.01 in pixel AUROC and 0.08 in AUPRO, 0.05 / 0.004 / 0.01 on average.
 
 ## Teachers, maps and RD4AD, at 128 px
@@ -494,8 +494,8 @@ def _benchmark(rows: Rows) -> str:
         body.append([name, *(f"{v:.1f}" for v in (*image, statistics.mean(image), *others))])
     table = _markdown(["Detector", *products, "mean", "pixel", "AUPRO"], body)
     return (
-        f"{table}\n\nThe standard deviation over seeds of one product's image AUROC is "
-        f"{statistics.median(spreads):.1f} points in the middle and {max(spreads):.1f} at most."
+        f"{table}\n\nThe standard deviation over seeds of one product's image AUROC has a median of "
+        f"{statistics.median(spreads):.1f} points and is {max(spreads):.1f} at most."
     )
 
 
