@@ -28,7 +28,8 @@ class Config:
     """Folder for the report, the model and the checkpoint."""
     method: Method = "dskd"
     """What is trained: DSKD, its peer RD4AD with one student and no fusion, or what came before:
-    statistics of pixels or of the teacher's features, or an autoencoder on pixels."""
+    statistics of pixels or of the teacher's features, or an autoencoder on pixels. Only DSKD reads
+    textures, skip, attention, fusion, fusion-epochs, opacity, octaves and noise-on."""
     teacher: TeacherName = "wide_resnet50_2"
     """Pretrained backbone; offline ships with the package."""
     teacher_weights: str = "pretrained"
