@@ -198,7 +198,7 @@ def predict(options: Predict) -> None:
 
     detector = experiment.load_run(options.run)
     device = experiment.prepare_detector(detector, options.device, options.precision)
-    _, photos = prediction.find_photos(options.source)
+    _, photos = prediction.find_photos(options.source, options.out)
     with Terminal() as display:
         progress = display.counter("predict", len(photos))
         verdicts = prediction.predict(

@@ -256,6 +256,8 @@ def _read_description(folder: Path) -> dict[str, Any]:
             "give a folder that `dskd train` wrote"
         )
     description = read_json(folder / DESCRIPTION_FILE)
+    if not isinstance(description, dict) or "detector" not in description:
+        raise InputError(f"{folder / DESCRIPTION_FILE} is damaged: train again")
     if description.get("format") != FORMAT:
         raise InputError(
             f"{folder} has checkpoint format {description.get('format')!r}, this version of "

@@ -82,7 +82,9 @@ def resolve(device: str, precision: str) -> tuple[torch.device, str]:
     if device == "auto":
         device = "cuda" if cuda else "mps" if mps else "cpu"
     if precision == "auto":
-        fast = "bf16" if cuda and torch.cuda.is_bf16_supported() else "fp16"
+        # A T4 says that it supports bf16, but only emulates it, slowly.
+        real = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+        fast = "bf16" if real else "fp16"
         precision = fast if device == "cuda" else "fp32"
     if precision == "fp16" and device != "cuda":
         raise InputError("fp16 needs a CUDA device: use --precision fp32 or bf16")
@@ -344,6 +346,10 @@ def check_numbers(config: Config) -> None:
         if getattr(config, name) < least:
             option = name.replace("_", "-")
             raise InputError(f"--{option} {getattr(config, name)} must be at least {least}")
+    if not 0 < config.learning_rate < float("inf"):
+        raise InputError(f"--learning-rate {config.learning_rate} must be above 0, e.g. 0.005")
+    if not 0 < config.holdout < 1:
+        raise InputError(f"--holdout {config.holdout} must lie between 0 and 1, e.g. 0.1")
     if not 0 < config.false_positive_rate < 1:
         raise InputError(f"--false-positive-rate {config.false_positive_rate} must lie in (0, 1)")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from dskd_lite.config import Config, TeacherName
-from dskd_lite.sweep import RESULTS, Job, check_same_options, portable, read_results, write_results
+from dskd_lite.sweep import RESULTS, Job, add_result, check_same_options, portable, read_results
 
 if TYPE_CHECKING:  # torch comes in when the command runs, so that --help answers at once
     import numpy as np
@@ -125,7 +125,7 @@ def run_novelty(options: Novelty, display: Display) -> list[dict[str, Any]]:
             "config": portable(asdict(job.config)),
         }
         if accelerator.is_main_process:
-            write_results(file, rows.values())
+            rows |= add_result(file, rows[job.key])
             checkpoint.unlink(missing_ok=True)
     return [rows[job.key] for job in jobs]
 

@@ -92,8 +92,11 @@ def pro_curves(maps: Mapping[str, np.ndarray], masks: np.ndarray, max_fpr: float
 
 
 def color_limits(maps: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Upper end of each method's colour scale, one for all images, so that normal looks normal."""
-    return {method: float(np.quantile(values, 0.9995)) for method, values in maps.items()}
+    """Upper end of each method's colour scale, one for all images, so that normal looks normal.
+
+    At least 0, where all scales begin: the scores of a one-class SVM may all lie below.
+    """
+    return {m: max(float(np.quantile(values, 0.9995)), 0.0) for m, values in maps.items()}
 
 
 def heatmap_grid(

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from dskd_lite import plots
-from dskd_lite.datasets.folder import IMAGE_SUFFIXES, open_image
+from dskd_lite.datasets.folder import IMAGE_SUFFIXES, is_image_file, open_image
 from dskd_lite.detector import StoredDetector
 from dskd_lite.errors import InputError
 from dskd_lite.storage import whole_file
@@ -35,18 +35,23 @@ class Verdict:
     note: str = ""
 
 
-def find_photos(source: Path) -> tuple[Path, list[Path]]:
+def find_photos(source: Path, out: Path) -> tuple[Path, list[Path]]:
     """The folder that names are relative to, and the images: one file, or all below a folder.
 
-    Raises InputError if there is none.
+    What lies in ``out``, the folder for results, is no photo. Raises InputError if there is none,
+    or ``out`` is the folder of the photos.
     """
     if source.is_file():
         return source.parent, [source]
     if not source.is_dir():
         raise InputError(f"{source} does not exist: give an image or a folder of images")
+    results = out.resolve()
+    if results == source.resolve():
+        raise InputError(f"{out} holds the photos: give another --out for overlays and masks")
     photos = sorted(
-        p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
-    )
+        p for p in source.rglob("*")
+        if is_image_file(p) and not p.resolve().is_relative_to(results)
+    )  # fmt: skip
     if not photos:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
         raise InputError(f"{source} holds no image: put photos there ({kinds})")
@@ -63,6 +68,7 @@ def predict(
 ) -> list[Verdict]:
     """Score photos; write ``<name>_overlay.png`` and ``<name>_mask.png`` for each, and scores.csv.
 
+    The name is the photo's without its suffix, or with it where two photos differ in nothing else.
     Overlays have the photo's own size and one colour scale for all: from 0 to twice the pixel
     threshold stored with the model, so that the threshold lies in the middle; without a positive
     one, to the photo's own maximum. A photo that cannot be read is reported in its verdict and
@@ -70,7 +76,8 @@ def predict(
 
     Raises InputError if there is no photo, or ``out`` cannot be written.
     """
-    root, paths = find_photos(source)
+    root, paths = find_photos(source, out)
+    twins = _same_stem(paths)
     detector = detector.for_scoring()
     verdicts: list[Verdict] = []
     for start in range(0, len(paths), batch_size):
@@ -82,10 +89,15 @@ def predict(
                 photos.append((path, open_image(path)))
             except InputError as error:
                 unreadable.append(Verdict(path, None, "unreadable", None, str(error)))
-        verdicts += unreadable + list(_judge(detector, photos, root, out, device))
+        verdicts += unreadable + list(_judge(detector, photos, root, twins, out, device))
         progress(len(batch))
     verdicts.sort(key=lambda v: v.path)
-    with whole_file(out / SCORES_FILE) as temporary, temporary.open("w", newline="") as file:
+    table_file = out / SCORES_FILE
+    with (
+        whole_file(table_file) as temporary,
+        # A name that is no text in this system's encoding goes out with the bytes that it has.
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         table = csv.writer(file)
         table.writerow(["image", "score", "verdict", "anomalous_area", "note"])
         for v in verdicts:
@@ -95,11 +107,20 @@ def predict(
     return verdicts
 
 
+def _same_stem(paths: list[Path]) -> set[Path]:
+    """Photos that differ in nothing but their suffix from another one."""
+    stems: dict[Path, list[Path]] = {}
+    for path in paths:
+        stems.setdefault(path.with_suffix(""), []).append(path)
+    return {path for group in stems.values() if len(group) > 1 for path in group}
+
+
 @torch.no_grad()
 def _judge(
     detector: StoredDetector,
     photos: list[tuple[Path, Image.Image]],
     root: Path,
+    twins: set[Path],
     out: Path,
     device: torch.device | str,
 ) -> Iterator[Verdict]:
@@ -115,7 +136,8 @@ def _judge(
         if limit <= 0:  # no threshold, or scores that go below zero, as a one-class SVM's
             limit = max(float(values.max()), 0.0)
         full = Image.fromarray(values).resize(photo.size, Image.Resampling.BILINEAR)
-        name = path.relative_to(root).with_suffix("")
+        name = path.relative_to(root)
+        name = name if path in twins else name.with_suffix("")
         _write(plots.overlay(np.asarray(photo), np.asarray(full), limit), out, name, "overlay")
         verdict, area = "unknown", None
         if thresholds is not None:

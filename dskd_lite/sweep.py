@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,9 @@ def jobs(options: Sweep, parse: Callable[[list[str]], Config]) -> Iterator[Job]:
     """
     from dskd_lite.datasets.folder import find_categories
 
-    categories = [root.resolve() for folder in options.data for root in find_categories(folder)]
+    categories = [
+        Path(os.path.abspath(root)) for folder in options.data for root in find_categories(folder)
+    ]
     names: set[str] = set()
     for root, method, teacher, size, seed, variant in itertools.product(
         categories, options.methods, options.teachers, options.image_sizes, options.seeds,
@@ -146,6 +149,7 @@ def run_sweep(
     does not stop the others. Raises InputError if the results file cannot be written, or if jobs
     failed, once the others are done.
     """
+    from dask.base import tokenize
     from distributed import Client, LocalCluster, as_completed
 
     file = options.out / RESULTS
@@ -162,7 +166,10 @@ def run_sweep(
         )  # fmt: skip
         with Client(options.scheduler or cluster) as client:
             futures = {
-                client.submit(run_job, job, options.threads, key=job.key, retries=2): job
+                # The key must not be another sweep's on the same scheduler: that gives its result.
+                client.submit(
+                    run_job, job, options.threads, key=f"{job.key}-{tokenize(str(job))}", retries=2
+                ): job
                 for job in waiting
             }
             for future in as_completed(futures):
@@ -171,8 +178,7 @@ def run_sweep(
                     failed.append(f"{job.key} ({future.exception()})")
                     say(f"failed: {failed[-1]}")
                     continue
-                rows[job.key] = future.result()
-                write_results(file, rows.values())
+                rows |= add_result(file, future.result())
                 done = sum(job.key in rows for job in planned)  # rows of other sweeps may lie there
                 say(f"done: {job.key} ({done} of {len(planned)})")
         if cluster is not None:
@@ -212,7 +218,7 @@ def check_same_options(job: Job, row: dict[str, Any], file: Path) -> None:
         if name not in ("device", "resume") and stored != value:
             raise InputError(
                 f"{file} holds {job.key} with {name} {stored}, not {value}: give the same options, "
-                "another --out, or delete that line"
+                f"another --out, or delete that line and the folder {job.config.out}"
             )
 
 
@@ -226,10 +232,17 @@ def portable(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def write_results(file: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write a results file, whole or not at all; raises InputError if it cannot be written."""
+def add_result(file: Path, row: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Add a row to a results file, which is written whole or not at all; returns all by their key.
+
+    The file is read again first: another process may have added rows of its own. Raises InputError
+    if it cannot be written.
+    """
+    rows = {known["key"]: known for known in read_results(file)} | {row["key"]: row}
     with whole_file(file) as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        lines = (json.dumps(known) + "\n" for known in rows.values())
+        temporary.write_text("".join(lines), encoding="utf-8")
+    return rows
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +27,7 @@ from dskd_lite.errors import InputError
 from dskd_lite.fusion import MixLine, dice_loss, inverse_variance_weights, manual_weights
 from dskd_lite.graphs import StudentRunner
 from dskd_lite.parallel import new_accelerator, share_of, synchronise_batch_norm
-from dskd_lite.seeding import FUSION, HOLDOUT, ORDER, generator
+from dskd_lite.seeding import FUSION, HOLDOUT, ORDER, SETTLE, generator
 from dskd_lite.storage import save_tensors, whole_file
 from dskd_lite.students import ForwardStudent
 from dskd_lite.synthetic_noise import SyntheticNoise
@@ -96,7 +98,8 @@ def train_students(
     """Train all students on normal images, uint8 (N, H, W, 3), with Adam (0.5, 0.999).
 
     The order of the images depends on the seed and the epoch alone. With a ``checkpoint`` path the
-    state is saved once a minute, on Ctrl-C and at the end, and ``resume`` continues from it to the
+    state is saved once a minute, on Ctrl-C (unless it falls into an update of the weights) and at
+    the end, and ``resume`` continues from it to the
     same weights as a run that was never stopped. The teacher's features are computed once and kept
     on the device if they take no more than 2 GiB, or on a GPU a quarter of its free memory. On one
     GPU, batches of the usual size run as CUDA graphs. Several processes (``accelerate launch``)
@@ -123,11 +126,21 @@ def train_students(
             f"{processes} processes cannot share batches of {len(images) // steps_per_epoch} "
             "images: raise --batch-size, or start fewer processes"
         )
-    run = {"images": len(images), "batch_size": batch_size, "seed": seed, "loss": loss,
-           "learning_rate": learning_rate}  # fmt: skip
+    run: dict[str, Any] = {
+        "images": len(images), "batch_size": batch_size, "seed": seed, "loss": loss,
+        "learning_rate": learning_rate, "weights": sum(p.numel() for p in parameters),
+    }  # fmt: skip
     done = 0
-    if resume and checkpoint is not None and checkpoint.is_file():
-        done = _load_checkpoint(checkpoint, run, students, optimizer, accelerator.scaler)
+    if checkpoint is not None:
+        content = zlib.crc32(np.ascontiguousarray(images))
+        run |= {"image content": content, "teacher": _checksum(detector.teacher)}
+        if resume and checkpoint.is_file():
+            done = _load_checkpoint(checkpoint, run, students, optimizer, accelerator.scaler)
+    if done > steps:
+        raise InputError(
+            f"{checkpoint} has trained for {done} steps, but {epochs} epochs are {steps}: give "
+            f"--epochs {-(-done // steps_per_epoch)} or more, or train without --resume"
+        )
 
     def save() -> None:
         if checkpoint is not None and main:
@@ -138,7 +151,7 @@ def train_students(
     most_have = len(np.array_split(range(len(images)), steps_per_epoch)[steps_per_epoch // 2])
     with_graphs = accelerator.device.type == "cuda" and processes == 1
     run_students = StudentRunner(prepared, most_have if with_graphs else None)
-    saved_at = monotonic()
+    saved_at, updated = monotonic(), True
     try:
         while done < steps:
             epoch, step = divmod(done, steps_per_epoch)
@@ -174,14 +187,17 @@ def train_students(
             accelerator.unscale_gradients(optimizer)  # once: a second time in one step is an error
             for student in students:
                 clip_grad_norm_(student.parameters(), MAX_GRADIENT_NORM)
+            updated = False
             optimizer.step()
             done += 1
+            updated = True
             report(Step(epoch, done, steps, len(chosen), epochs * len(images), whole.item()))
             if monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
                 save()
                 saved_at = monotonic()
     except KeyboardInterrupt:
-        save()
+        if updated:  # in the middle of an update weights and count do not belong together
+            save()
         raise
     finally:
         for student in students:  # or they would keep autocast, whatever ``precision`` says
@@ -190,7 +206,7 @@ def train_students(
     optimizer.zero_grad(set_to_none=True)
     run_students = features = value = None  # they hold on to a GPU's memory
     accelerator.free_memory()
-    settle_batch_norm(detector, images, batch_size, rank, processes)
+    settle_batch_norm(detector, images, batch_size, seed, rank, processes)
     detector.eval()
 
 
@@ -235,6 +251,7 @@ def settle_batch_norm(
     detector: DistillationDetector,
     images: np.ndarray,
     batch_size: int,
+    seed: int = 0,
     rank: int = 0,
     processes: int = 1,
 ) -> None:
@@ -243,7 +260,8 @@ def settle_batch_norm(
     A running mean follows weights that a learning rate of 0.005 moves at every step, and lags: in
     eval mode the forward student then saw statistics of weights it no longer had, and its maps
     failed on pixels (book/faithfulness.md has the figures). One pass with the final weights settles
-    them.
+    them, in an order that the seed draws: files that lie together are often alike, and the variance
+    within a batch of such is less than that of all.
     """
     layers = [m for s in detector.students for m in s.modules() if isinstance(m, _BatchNorm)]
     momenta = [layer.momentum for layer in layers]
@@ -252,8 +270,9 @@ def settle_batch_norm(
         layer.momentum = None  # a plain average
     detector.train()
     device = next(detector.parameters()).device
-    for chosen in np.array_split(np.arange(len(images)), -(-len(images) // batch_size)):
-        own = share_of(chosen, rank, processes)
+    order = torch.randperm(len(images), generator=generator(seed, SETTLE)).numpy()
+    for chosen in np.array_split(order, -(-len(images) // batch_size)):
+        own = np.sort(share_of(chosen, rank, processes))
         normal = _images_last(images[own], device)
         features = detector.teacher(normal, detector.stages_read)
         for student in detector.students:
@@ -262,9 +281,17 @@ def settle_batch_norm(
         layer.momentum = momentum
 
 
+def _checksum(module: torch.nn.Module) -> int:
+    """One number for all weights of a module."""
+    value = 0
+    for tensor in module.state_dict().values():
+        value = zlib.crc32(tensor.cpu().contiguous().numpy(), value)
+    return value
+
+
 def _save_checkpoint(
     path: Path,
-    run: dict[str, object],
+    run: dict[str, Any],
     done: int,
     students: torch.nn.Module,
     optimizer: Adam,
@@ -282,7 +309,7 @@ def _save_checkpoint(
 
 def _load_checkpoint(
     path: Path,
-    run: dict[str, object],
+    run: dict[str, Any],
     students: torch.nn.Module,
     optimizer: Adam,
     scaler: GradScaler | None,
@@ -291,11 +318,11 @@ def _load_checkpoint(
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             tensors = {key: file.get_tensor(key) for key in file.keys()}
+        stored = json.loads(metadata["run"])
     except Exception as error:
         raise InputError(f"{path} is damaged: delete it to start again") from error
-    stored = json.loads(metadata["run"])
     for key, value in run.items():
-        if stored.get(key) != value:
+        if stored.get(key, value) != value:  # older checkpoints lack some
             raise InputError(
                 f"{path} belongs to another run: its {key} is {stored.get(key)}, not {value}; "
                 "give the same options, or train without --resume"

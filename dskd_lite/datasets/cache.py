@@ -15,7 +15,7 @@ from dskd_lite.datasets.folder import read_image
 from dskd_lite.errors import InputError
 from dskd_lite.storage import whole_file
 
-RESIZE = "PIL bilinear to a square"
+RESIZE = "PIL bilinear to a square, upright"
 
 
 def decoded_images(

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from dskd_lite.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 GOOD = "good"
+_UNREADABLE = (
+    UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,13 +52,15 @@ class Category:
         return bool(defective) and all(s.mask is not None for s in defective)
 
 
+def is_image_file(path: Path) -> bool:
+    """Whether a path is a file that is named as an image, and not hidden."""
+    suited = path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    return suited and path.is_file()
+
+
 def list_images(folder: Path) -> list[Path]:
     """Image files directly in a folder, by name."""
-    return sorted(
-        p
-        for p in folder.iterdir()
-        if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file() and not p.name.startswith(".")
-    )
+    return sorted(p for p in folder.iterdir() if is_image_file(p))
 
 
 def find_categories(root: Path) -> list[Path]:
@@ -82,7 +89,7 @@ def scan_category(root: Path) -> Category:
     Raises InputError if ``train/good`` is missing or empty, if a mask has no image or not its size,
     or if only some images of a defect have a mask.
     """
-    root = Path(root).resolve()
+    root = Path(os.path.abspath(root))  # and not what a link points to: the name is the category's
     good = root / "train" / GOOD
     if not good.is_dir():
         raise InputError(f"{root} has no train/good folder: put normal images in {good}")
@@ -131,19 +138,34 @@ def _masks_of(folder: Path, images: Path) -> dict[str, Path]:
     return masks
 
 
-def open_image(path: Path) -> Image.Image:
-    """Read a whole image as RGB, 16-bit grey scaled to 8; raises InputError if it is damaged."""
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
-            image.load()
-            if image.mode.startswith("I"):
-                values = np.asarray(image, dtype=np.float64) / 257  # 65535 / 255
-                return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            yield image
+    except _UNREADABLE as error:
         raise InputError(
             f"{path} cannot be read as an image ({error}): replace or remove the file"
         ) from error
+
+
+def open_image(path: Path) -> Image.Image:
+    """Read a whole image as RGB, upright as its EXIF tag says, 16-bit grey scaled to 8.
+
+    Raises InputError if it is damaged, or its values are floating-point numbers.
+    """
+    with _opened(path) as image:
+        if image.mode == "F":
+            raise InputError(
+                f"{path} holds floating-point numbers, whose range nobody knows: save it with 8 or "
+                "16 bits"
+            )
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):
+            values = np.asarray(upright, dtype=np.float64) / 257  # 65535 / 255
+            return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+        return upright.convert("RGB")
 
 
 def read_image(path: Path, size: int) -> np.ndarray:
@@ -159,7 +181,14 @@ def read_mask(path: Path, size: int) -> np.ndarray:
 
     Raises InputError if it is damaged.
     """
-    mask = open_image(path).convert("L").point(lambda value: 255 if value else 0)
+    with _opened(path) as image:
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        # Labels may be 1 of 65535, so nothing is scaled before it is compared with 0.
+        deep = upright.mode.startswith(("I", "F"))
+        values = np.asarray(upright if deep else upright.convert("RGB"))
+    defect = values > 0 if deep else values.any(axis=2)
+    mask = Image.fromarray(defect.astype(np.uint8) * 255)
     return np.asarray(mask.resize((size, size), Image.Resampling.BILINEAR)) > 127
 
 
@@ -204,11 +233,7 @@ def check_sizes(paths: Sequence[Path]) -> None:
 
 
 def size_of(path: Path) -> tuple[int, int]:
-    """Width and height of an image in pixels; raises InputError if it is damaged."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read as an image ({error}): replace or remove the file"
-        ) from error
+    """Width and height in pixels of an upright image; raises InputError if it is damaged."""
+    with _opened(path) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # by a quarter
+        return image.size[::-1] if turned else image.size

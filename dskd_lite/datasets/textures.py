@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Generator, Tensor
 
-from dskd_lite.datasets.folder import IMAGE_SUFFIXES, open_image
+from dskd_lite.datasets.folder import IMAGE_SUFFIXES, is_image_file, open_image
 from dskd_lite.errors import InputError
 from dskd_lite.seeding import generator
 
@@ -75,8 +75,7 @@ class TextureFolder(Sequence[Tensor]):
         self.image_size = image_size
         if not Path(root).is_dir():
             raise InputError(f"texture folder {root} does not exist: give a folder of images")
-        files = sorted(Path(root).rglob("*"))
-        self.paths = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
+        self.paths = sorted(p for p in Path(root).rglob("*") if is_image_file(p))
         if not self.paths:
             kinds = ", ".join(sorted(IMAGE_SUFFIXES))
             raise InputError(f"texture folder {root} holds no image: put some there ({kinds})")
