@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,14 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from dskd_lite import experiment, storage
+from dskd_lite import experiment, plots, storage
 from dskd_lite.baselines import make_detector
 from dskd_lite.cli import main
 from dskd_lite.datasets.cache import decoded_images
 from dskd_lite.datasets.folder import read_mask, scan_category
 from dskd_lite.detector import Thresholds
+from dskd_lite.errors import InputError
 from dskd_lite.evaluation import score_images
 from dskd_lite.foreground import object_masks
 from dskd_lite.prediction import predict
@@ -126,6 +129,34 @@ def test_predict_writes_overlays_masks_and_scores_and_skips_the_unreadable(
     assert Image.open(out / "a_overlay.png").size == (90, 60)
     assert Image.open(out / "shelf" / "b_mask.png").size == (40, 70)
     assert "broken.png" in capsys.readouterr().out
+
+
+def test_photos_of_one_name_both_get_results_and_results_are_no_photos(tmp_path: Path) -> None:
+    detector = make_detector("pixel-statistics", None, 32, smoothing_sigma=1.0)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name, size in (("a.png", (32, 32)), ("a.jpg", (40, 40)), ("b.png", (32, 32))):
+        Image.new("RGB", size).save(photos / name)
+    (photos / "._a.png").write_bytes(b"what a Mac leaves on a stick")
+    out = photos / "results"
+    for _ in range(2):
+        verdicts = predict(detector, photos, out)
+        assert [v.path.name for v in verdicts] == ["a.jpg", "a.png", "b.png"]
+    assert Image.open(out / "a.jpg_overlay.png").size == (40, 40)
+    assert Image.open(out / "a.png_overlay.png").size == (32, 32)
+    assert (out / "b_overlay.png").is_file()
+    with pytest.raises(InputError, match="holds the photos: give another --out"):
+        predict(detector, photos, photos)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text elsewhere")
+def test_a_name_that_is_no_text_goes_into_the_table(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    os.rename(tmp_path / "a.png", os.fsencode(tmp_path / "photos") + b"/caf\xe9.png")
+    detector = make_detector("pixel-statistics", None, 32, smoothing_sigma=1.0)
+    predict(detector, tmp_path / "photos", tmp_path / "out")
+    assert b"\ncaf\xe9.png," in (tmp_path / "out" / "scores.csv").read_bytes()
 
 
 @pytest.mark.parametrize("threshold", [-2.0, 0.0])
@@ -323,6 +354,8 @@ def _damage(root: Path, tmp_path: Path, how: str) -> list[str]:
         "weights": ["--teacher-weights", str(tmp_path / "junk.pth")],
         "no textures": ["--textures", str(tmp_path / "empty")],
         "epochs": ["--epochs", "0"],
+        "rate": ["--learning-rate", "-1"],
+        "holdout": ["--holdout", "1.5"],
         "device": ["--device", "cuda"],
         "unknown option": ["--epoch", "3"],
         "unknown preset": ["--preset", "fast"],
@@ -343,6 +376,8 @@ def _damage(root: Path, tmp_path: Path, how: str) -> list[str]:
         ("weights", "junk.pth is not a weights file"),
         ("no textures", "holds no image"),
         ("epochs", "--epochs 0 must be at least 1"),
+        ("rate", "--learning-rate -1.0 must be above 0"),
+        ("holdout", "--holdout 1.5 must lie between 0 and 1"),
         ("device", "no CUDA device"),
         ("unknown option", "unknown option --epoch"),
         ("unknown preset", "choose one of demo"),
@@ -360,6 +395,8 @@ def test_bad_input_gets_one_line_status_2_and_leaves_nothing(
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("dskd: ") and words in message
     assert not out.exists()
+    if how in ("epochs", "rate", "holdout"):  # seen before any image is read
+        assert not (tmp_path / ".cache").exists()
 
 
 def test_missing_folder_run_and_photo_get_status_2(
@@ -436,3 +473,25 @@ def test_help_does_not_wait_for_torch() -> None:
     )
     assert "dskd COMMAND" in result.stdout
     assert result.stdout.strip().endswith("False")
+
+
+@pytest.mark.parametrize(("emulated_only", "expected"), [(True, "fp16"), (False, "bf16")])
+def test_a_gpu_that_only_emulates_bf16_computes_in_fp16(
+    emulated_only: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a T4 does: PyTorch says that it supports bf16, unless asked without emulation."""
+
+    def supported(including_emulation: bool = True) -> bool:
+        return including_emulation or not emulated_only
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert experiment.resolve("cuda", "auto") == (torch.device("cuda"), expected)
+
+
+def test_a_page_is_written_where_no_score_is_above_zero() -> None:
+    maps = {"one-class-svm": np.full((2, 8, 8), -3.0)}
+    limits = plots.color_limits(maps)
+    assert limits == {"one-class-svm": 0.0}
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    plots.heatmap_grid(images, None, maps, limits, ["a", "b"]).canvas.draw()

@@ -17,8 +17,10 @@ from dskd_lite.datasets.folder import (
     find_categories,
     open_image,
     read_image,
+    read_mask,
     read_masks,
     scan_category,
+    size_of,
 )
 from dskd_lite.errors import InputError
 
@@ -190,3 +192,47 @@ def test_cache_that_cannot_be_written_is_an_input_error(
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="could not be written"):
         decoded_images(scan_category(make_category()).train, 32, tmp_path / "file")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32])
+def test_a_mask_of_small_labels_is_a_mask(dtype: type, tmp_path: Path) -> None:
+    """Label 1 of 65535 would be lost if 16 bits were scaled to 8 first."""
+    labels = np.zeros((32, 32), dtype)
+    labels[4:20, 8:12] = 1
+    Image.fromarray(labels).save(tmp_path / "mask.tif")
+    assert np.array_equal(read_mask(tmp_path / "mask.tif", 32), labels > 0)
+
+
+def test_a_mask_in_any_colour_is_a_mask(tmp_path: Path) -> None:
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[4:20, 8:12, 2] = 3
+    Image.fromarray(pixels).save(tmp_path / "mask.png")
+    assert np.array_equal(read_mask(tmp_path / "mask.png", 32), pixels[..., 2] > 0)
+
+
+def test_a_photo_is_read_upright(tmp_path: Path) -> None:
+    """A camera held upright writes its rows sideways and says so: 6 is a quarter to the right."""
+    pixels = np.zeros((30, 40, 3), np.uint8)
+    pixels[:, :10] = 255  # on the left as stored, so at the top when upright
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "photo.png", exif=exif)
+    upright = open_image(tmp_path / "photo.png")
+    assert upright.size == size_of(tmp_path / "photo.png") == (30, 40)
+    assert np.array_equal(np.asarray(upright), np.rot90(pixels, -1))
+
+
+def test_floating_point_images_and_images_of_absurd_size_are_named(tmp_path: Path) -> None:
+    Image.fromarray(np.random.rand(8, 8).astype(np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(InputError, match=r"float.tif holds floating-point numbers"):
+        open_image(tmp_path / "float.tif")
+    Image.new("1", (20000, 10000)).save(tmp_path / "huge.png")
+    with pytest.raises(InputError, match=r"huge.png cannot be read as an image"):
+        open_image(tmp_path / "huge.png")
+
+
+def test_a_category_has_the_name_of_its_link(make_category: Make, tmp_path: Path) -> None:
+    make_category("store/one/images")
+    link = tmp_path / "screw"
+    link.symlink_to(tmp_path / "store" / "one" / "images")
+    assert scan_category(link).name == "screw"

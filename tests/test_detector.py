@@ -100,6 +100,10 @@ def test_other_formats_and_damage_are_named(tmp_path: Path) -> None:
         DSKD.load(folder)
     _detector().save(folder)
     description = json.loads((folder / "model.json").read_text())
+    for damaged in ([], {"format": 1}):
+        (folder / "model.json").write_text(json.dumps(damaged))
+        with pytest.raises(InputError, match=r"model.json is damaged"):
+            DSKD.load(folder)
     (folder / "model.json").write_text(json.dumps(description | {"format": 99}))
     with pytest.raises(InputError, match="format 99, this version of dskd_lite reads format 1"):
         DSKD.load(folder)

@@ -114,3 +114,26 @@ def test_a_file_that_differs_is_refused(
     assert "differs from the detector" in capsys.readouterr().err
     assert not out.exists()
     assert json.loads((tmp_path / "run" / "model" / "model.json").read_text())["thresholds"]
+
+
+def test_a_file_that_gives_nan_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(onnxruntime.InferenceSession):
+        def run(self, *arguments: object) -> list[np.ndarray]:
+            maps, fused, score = super().run(*arguments)
+            return [maps, fused, score * np.nan]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Broken)
+    with pytest.raises(InputError, match="was not written"):
+        export_onnx(_trained(RD4AD), tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_a_fused_map_of_zeros_can_be_exported(tmp_path: Path) -> None:
+    """The paper's fusion may learn weights whose sum relu cuts off everywhere."""
+    detector = _trained(DSKD)
+    assert isinstance(detector, DSKD)
+    with torch.no_grad():
+        detector.fusion.weight.fill_(-0.1)
+    assert export_onnx(detector, tmp_path / "model.onnx") < 1e-5

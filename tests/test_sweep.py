@@ -14,7 +14,17 @@ from dskd_lite import experiment
 from dskd_lite.cli import _parse, main
 from dskd_lite.config import Config
 from dskd_lite.errors import InputError
-from dskd_lite.sweep import RESULTS, Job, Sweep, jobs, portable, read_results, run_sweep, summary
+from dskd_lite.sweep import (
+    RESULTS,
+    Job,
+    Sweep,
+    add_result,
+    jobs,
+    portable,
+    read_results,
+    run_sweep,
+    summary,
+)
 
 Make = Callable[..., Path]
 FAST = "batch-size=4 fusion-epochs=1 smoothing-sigma=1 octaves=0,2"
@@ -180,3 +190,12 @@ def test_rows_hold_names_instead_of_paths() -> None:
         "data": "screw", "textures": "procedural", "seed": 1,
         "teacher_weights": "resnet18.safetensors",
     }  # fmt: skip
+
+
+def test_rows_of_another_process_stay(tmp_path: Path) -> None:
+    file = tmp_path / RESULTS
+    add_result(file, {"key": "a", "scores": 1})
+    add_result(file, {"key": "b", "scores": 2})  # by a process that has read nothing
+    rows = add_result(file, {"key": "a", "scores": 3})
+    assert [row["scores"] for row in read_results(file)] == [3, 2]
+    assert list(rows) == ["a", "b"]

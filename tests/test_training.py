@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch.optim import Adam
 
 from dskd_lite import training
 from dskd_lite.baselines.rd4ad import RD4AD
@@ -21,6 +23,7 @@ from dskd_lite.teacher import Teacher
 from dskd_lite.training import (
     Step,
     normal_statistics,
+    settle_batch_norm,
     split_holdout,
     to_tensor,
     train_fusion,
@@ -163,6 +166,75 @@ def test_resume_refuses_another_run_and_a_damaged_file(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(InputError, match="is damaged"):
         train_students(_detector(), IMAGES, 2, batch_size=5, checkpoint=file, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("images", "epochs", "teacher", "skip", "words"),
+    [
+        (255 - IMAGES, 2, "random", True, "its image content is"),
+        (IMAGES[:, ::2, ::2].repeat(4, 1).repeat(4, 2), 2, "random", True, "its image content is"),
+        (IMAGES, 2, "pretrained", True, "its teacher is"),
+        (IMAGES, 2, "random", False, "its weights is"),
+        (IMAGES, 1, "random", True, "has trained for 4 steps, but 1 epochs are 2: give --epochs 2"),
+    ],
+    ids=["other images", "another size", "another teacher", "other students", "fewer epochs"],
+)
+def test_resume_refuses_what_would_give_another_model(
+    images: np.ndarray, epochs: int, teacher: str, skip: bool, words: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "checkpoint.safetensors"
+    train_students(_detector(), IMAGES, 2, batch_size=5, checkpoint=file)
+    torch.manual_seed(0)
+    size = images.shape[1]
+    other = DSKD(Teacher("offline", teacher), size, skip, smoothing_sigma=1.0)
+    with pytest.raises(InputError, match=words):
+        train_students(other, images, epochs, batch_size=5, checkpoint=file, resume=True)
+
+
+def test_resume_names_a_file_of_another_kind(tmp_path: Path) -> None:
+    file = tmp_path / "checkpoint.safetensors"
+    save_file({"a": torch.zeros(1)}, file)
+    with pytest.raises(InputError, match="is damaged"):
+        train_students(_detector(), IMAGES, 2, batch_size=5, checkpoint=file, resume=True)
+
+
+def test_ctrl_c_within_an_update_leaves_a_checkpoint_that_can_be_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights have moved and the step has not been counted: that state is not saved."""
+    whole = _detector()
+    train_students(whole, IMAGES, 2, batch_size=4, seed=3)
+    file = tmp_path / "checkpoint.safetensors"
+
+    def interrupted(self: Adam, *arguments: object) -> None:
+        update(self, *arguments)
+        updates.append(1)
+        if len(updates) == 5:
+            raise KeyboardInterrupt
+
+    update, updates = Adam.step, []
+    monkeypatch.setattr(Adam, "step", interrupted)
+    monkeypatch.setattr(training, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        train_students(_detector(), IMAGES, 2, batch_size=4, seed=3, checkpoint=file)
+    monkeypatch.undo()
+    resumed = _detector()
+    train_students(resumed, IMAGES, 2, batch_size=4, seed=3, checkpoint=file, resume=True)
+    _assert_same(whole, resumed)
+
+
+def test_settled_variance_is_that_of_all_images_however_the_files_are_sorted() -> None:
+    """Photographs that darken file by file: within neighbours the light hardly varies."""
+    rng = np.random.default_rng(0)
+    light = np.linspace(40, 220, 64)[:, None, None, None]
+    images = (light + rng.normal(0, 8, (64, 32, 32, 3))).clip(0, 255).astype(np.uint8)
+    detector = _detector()
+    settle_batch_norm(detector, images, batch_size=16)
+    first = detector.forward_student.backbone
+    with torch.no_grad():
+        expected = first.conv1(to_tensor(images)).var((0, 2, 3))
+    ratio = first.bn1.running_var / expected
+    assert 0.8 < ratio.min() and ratio.max() < 1.2
 
 
 def test_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path: Path) -> None:
