@@ -206,7 +206,8 @@ def predict(options: Predict) -> None:
         )
     for v in verdicts:
         score = "" if v.score is None else f"{v.score:.4g}"
-        print(f"{v.verdict:<10} {score:>8}  {v.path}{': ' if v.note else ''}{v.note}")
+        line = f"{v.verdict:<10} {score:>8}  {v.path}{': ' if v.note else ''}{v.note}"
+        print(line.encode(errors="surrogateescape").decode(errors="backslashreplace"))
     if detector.thresholds is not None:
         print(f"threshold: {detector.thresholds.image:.4g}")
     print(f"overlays, masks and {prediction.SCORES_FILE}: {options.out}")

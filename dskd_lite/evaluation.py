@@ -129,9 +129,10 @@ def evaluate(
     masks = None
     if category.has_masks:
         masks = read_masks(category.test, detector.image_size)
-        if not masks.any():
+        if not masks.any() or masks.all():
+            extent = "every pixel" if masks.any() else "no pixel"
+            notes.append(f"No pixel metrics: at this image size the masks cover {extent}.")
             masks = None
-            notes.append("No pixel metrics: no mask has a pixel left at this image size.")
     elif any(sample.is_defective for sample in category.test):
         notes.append("No pixel metrics: the defective images have no masks in ground_truth.")
     maps = score_images(detector, images, batch_size, device, progress)

@@ -123,6 +123,8 @@ def run(config: Config, display: Display | None = None) -> dict[str, Any]:
         for category in categories:
             check_sizes(category.train + tuple(s.path for s in category.test))
     check_numbers(config)
+    for category in categories:  # not after hours spent on the first
+        split_holdout(len(category.train), config.holdout, config.seed)
     accelerator = choose_accelerator(config.device, config.precision)
     if not accelerator.is_main_process:
         display = Silent()
@@ -190,6 +192,9 @@ def _run_category(
     detector, images = train_detector(
         config, normal, noise, regions, accelerator, display, seconds, folder / CHECKPOINT
     )
+    options = _json_config(config)
+    if accelerator.is_main_process:  # before anything can go wrong with the test images
+        detector.save(folder / MODEL, {"data": str(category.root), "config": options})
     with timed(seconds, "evaluate"):
         progress = display.counter("evaluate", len(test))
         evaluation = evaluate(detector, category, test, config.batch_size, device, progress)
@@ -201,7 +206,7 @@ def _run_category(
         section = report.section(evaluation, detector.thresholds) if len(test) else ""
     content = {
         "data": str(category.root),
-        "config": _json_config(config),
+        "config": options,
         "scores": report.as_json(evaluation.scores),
         "thresholds": dataclasses.asdict(detector.thresholds),
         "verdicts": report.verdicts_as_json(evaluation, detector.thresholds),
@@ -214,7 +219,6 @@ def _run_category(
         "versions": versions(),
     }
     if accelerator.is_main_process:
-        detector.save(folder / MODEL, {"data": content["data"], "config": content["config"]})
         write_report(folder, content, [section])
     return content, section
 
@@ -342,7 +346,7 @@ def _regions(config: Config, category: Category) -> np.ndarray | None:
 
 def check_numbers(config: Config) -> None:
     """Raise InputError for a number among the options that is out of range."""
-    for name, least in (("epochs", 1), ("fusion_epochs", 1), ("batch_size", 2)):
+    for name, least in (("epochs", 1), ("fusion_epochs", 1), ("batch_size", 2), ("seed", 0)):
         if getattr(config, name) < least:
             option = name.replace("_", "-")
             raise InputError(f"--{option} {getattr(config, name)} must be at least {least}")

@@ -45,13 +45,12 @@ def find_photos(source: Path, out: Path) -> tuple[Path, list[Path]]:
         return source.parent, [source]
     if not source.is_dir():
         raise InputError(f"{source} does not exist: give an image or a folder of images")
-    results = out.resolve()
-    if results == source.resolve():
+    results, place = out.resolve(), source.resolve()
+    if results == place:
         raise InputError(f"{out} holds the photos: give another --out for overlays and masks")
-    photos = sorted(
-        p for p in source.rglob("*")
-        if is_image_file(p) and not p.resolve().is_relative_to(results)
-    )  # fmt: skip
+    photos = sorted(p for p in source.rglob("*") if is_image_file(p))
+    if results.is_relative_to(place):
+        photos = [p for p in photos if not p.resolve().is_relative_to(results)]
     if not photos:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
         raise InputError(f"{source} holds no image: put photos there ({kinds})")

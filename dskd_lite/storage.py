@@ -58,10 +58,16 @@ def whole_folder(path: Path) -> Iterator[Path]:
                 _flush_to_disk(file)
         temporary.chmod(0o755)
         if path.exists():
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-            os.replace(path, old)
-            os.replace(temporary, path)
-            shutil.rmtree(old)
+            aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+            os.replace(path, aside / path.name)  # Windows replaces no folder, not even an empty one
+            try:
+                os.replace(temporary, path)
+            except OSError:
+                os.replace(aside / path.name, path)
+                raise
+            finally:
+                if path.exists():
+                    shutil.rmtree(aside, ignore_errors=True)
         else:
             os.replace(temporary, path)
     except OSError as error:

@@ -145,9 +145,9 @@ def run_sweep(
 ) -> list[dict[str, Any]]:
     """Run what the results file lacks, on dask.distributed; returns all rows of the planned jobs.
 
-    A job whose worker dies is tried again, twice, from its checkpoint; one that fails is named and
-    does not stop the others. Raises InputError if the results file cannot be written, or if jobs
-    failed, once the others are done.
+    A job whose worker dies is tried again from its checkpoint, up to three times (dask's
+    ``allowed-failures``); one that fails is named and does not stop the others. Raises InputError
+    if the results file cannot be written, or if jobs failed, once the others are done.
     """
     from dask.base import tokenize
     from distributed import Client, LocalCluster, as_completed
@@ -168,7 +168,7 @@ def run_sweep(
             futures = {
                 # The key must not be another sweep's on the same scheduler: that gives its result.
                 client.submit(
-                    run_job, job, options.threads, key=f"{job.key}-{tokenize(str(job))}", retries=2
+                    run_job, job, options.threads, key=f"{job.key}-{tokenize(str(job))}"
                 ): job
                 for job in waiting
             }
@@ -216,9 +216,11 @@ def check_same_options(job: Job, row: dict[str, Any], file: Path) -> None:
     for name, value in planned.items():
         stored = row["config"].get(name, defaults[name])
         if name not in ("device", "resume") and stored != value:
+            own = job.config.out  # of a sweep: its checkpoint would bring the old options back
+            folder = f" and the folder {own}" if own != file.parent else ""
             raise InputError(
                 f"{file} holds {job.key} with {name} {stored}, not {value}: give the same options, "
-                f"another --out, or delete that line and the folder {job.config.out}"
+                f"another --out, or delete that line{folder}"
             )
 
 

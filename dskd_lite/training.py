@@ -119,7 +119,7 @@ def train_students(
     parameters = [p for p in students.parameters() if p.requires_grad]
     optimizer = Adam(parameters, lr=learning_rate, betas=ADAM_BETAS, fused=True)
     *prepared, optimizer = accelerator.prepare(*students, optimizer)
-    steps_per_epoch = -(-len(images) // batch_size)
+    steps_per_epoch = _batches(len(images), batch_size)
     steps = epochs * steps_per_epoch
     if len(images) // steps_per_epoch < processes:
         raise InputError(
@@ -133,7 +133,12 @@ def train_students(
     done = 0
     if checkpoint is not None:
         content = zlib.crc32(np.ascontiguousarray(images))
-        run |= {"image content": content, "teacher": _checksum(detector.teacher)}
+        run |= {
+            "detector": type(detector).__name__,
+            "teacher": _checksum(detector.teacher),
+            "stem_stride": detector.teacher.stem_stride,
+            "image content": content,
+        }
         if resume and checkpoint.is_file():
             done = _load_checkpoint(checkpoint, run, students, optimizer, accelerator.scaler)
     if done > steps:
@@ -210,6 +215,14 @@ def train_students(
     detector.eval()
 
 
+def _batches(images: int, batch_size: int) -> int:
+    """How many batches an epoch has, of at most ``batch_size`` images and at least two.
+
+    Batch norm cannot learn from a single image: of five in twos come batches of three and two.
+    """
+    return max(min(-(-images // batch_size), images // 2), 1)
+
+
 def _images_last(images: np.ndarray, device: torch.device) -> Tensor:
     """to_tensor in the memory order that convolutions are fastest in."""
     return to_tensor(images, device).contiguous(memory_format=torch.channels_last)
@@ -271,7 +284,7 @@ def settle_batch_norm(
     detector.train()
     device = next(detector.parameters()).device
     order = torch.randperm(len(images), generator=generator(seed, SETTLE)).numpy()
-    for chosen in np.array_split(order, -(-len(images) // batch_size)):
+    for chosen in np.array_split(order, _batches(len(images), batch_size)):
         own = np.sort(share_of(chosen, rank, processes))
         normal = _images_last(images[own], device)
         features = detector.teacher(normal, detector.stages_read)

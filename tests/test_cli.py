@@ -147,6 +147,9 @@ def test_photos_of_one_name_both_get_results_and_results_are_no_photos(tmp_path:
     assert (out / "b_overlay.png").is_file()
     with pytest.raises(InputError, match="holds the photos: give another --out"):
         predict(detector, photos, photos)
+    assert len(predict(detector, photos / "b.png", photos)) == 1
+    above = predict(detector, photos, tmp_path)  # the photos lie within it, and stay photos
+    assert {photos / "a.jpg", photos / "a.png", photos / "b.png"} < {v.path for v in above}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names are text elsewhere")
@@ -155,7 +158,11 @@ def test_a_name_that_is_no_text_goes_into_the_table(tmp_path: Path) -> None:
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
     os.rename(tmp_path / "a.png", os.fsencode(tmp_path / "photos") + b"/caf\xe9.png")
     detector = make_detector("pixel-statistics", None, 32, smoothing_sigma=1.0)
-    predict(detector, tmp_path / "photos", tmp_path / "out")
+    detector.save(tmp_path / "model")
+    command = ["predict", str(tmp_path / "model"), str(tmp_path / "photos")]
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8"}  # strict, as where a shell sets it
+    run = [sys.executable, "-m", "dskd_lite.cli", *command, "--out", str(tmp_path / "out")]
+    assert b"caf\\xe9.png" in subprocess.run(run, capture_output=True, env=environment).stdout
     assert b"\ncaf\xe9.png," in (tmp_path / "out" / "scores.csv").read_bytes()
 
 
@@ -356,6 +363,7 @@ def _damage(root: Path, tmp_path: Path, how: str) -> list[str]:
         "epochs": ["--epochs", "0"],
         "rate": ["--learning-rate", "-1"],
         "holdout": ["--holdout", "1.5"],
+        "seed": ["--seed", "-1"],
         "device": ["--device", "cuda"],
         "unknown option": ["--epoch", "3"],
         "unknown preset": ["--preset", "fast"],
@@ -378,6 +386,7 @@ def _damage(root: Path, tmp_path: Path, how: str) -> list[str]:
         ("epochs", "--epochs 0 must be at least 1"),
         ("rate", "--learning-rate -1.0 must be above 0"),
         ("holdout", "--holdout 1.5 must lie between 0 and 1"),
+        ("seed", "--seed -1 must be at least 0"),
         ("device", "no CUDA device"),
         ("unknown option", "unknown option --epoch"),
         ("unknown preset", "choose one of demo"),
@@ -495,3 +504,36 @@ def test_a_page_is_written_where_no_score_is_above_zero() -> None:
     assert limits == {"one-class-svm": 0.0}
     images = np.zeros((2, 8, 8, 3), np.uint8)
     plots.heatmap_grid(images, None, maps, limits, ["a", "b"]).canvas.draw()
+
+
+def test_a_report_that_fails_leaves_the_model(
+    make_category: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise InputError("no")
+
+    monkeypatch.setattr(experiment, "evaluate", fails)
+    out = tmp_path / "run"
+    assert main(["train", str(make_category()), *FAST, "--out", str(out)]) == 2
+    assert experiment.load_run(out).thresholds is not None
+
+
+def test_masks_that_cover_everything_give_a_note(make_category: Make, tmp_path: Path) -> None:
+    root = make_category(good=0)
+    for mask in (root / "ground_truth" / "hole").iterdir():
+        Image.new("L", Image.open(mask).size, 255).save(mask)
+    out = tmp_path / "run"
+    assert main(["train", str(root), *FAST, "--out", str(out)]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["scores"]["fused"]["pixel_auroc"] is None
+    assert any("the masks cover every pixel" in note for note in report["notes"])
+
+
+def test_a_category_that_is_too_small_stops_before_the_first_is_trained(
+    make_category: Make, tmp_path: Path
+) -> None:
+    make_category("data/a")
+    make_category("data/b", train=2)
+    out = tmp_path / "run"
+    assert main(["train", str(tmp_path / "data"), *FAST, "--out", str(out)]) == 2
+    assert not out.exists()

@@ -236,3 +236,14 @@ def test_a_category_has_the_name_of_its_link(make_category: Make, tmp_path: Path
     link = tmp_path / "screw"
     link.symlink_to(tmp_path / "store" / "one" / "images")
     assert scan_category(link).name == "screw"
+
+
+def test_a_damaged_tag_does_not_cost_the_photo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(image: Image.Image) -> Image.Image:
+        raise TypeError("a tag of the wrong kind")
+
+    Image.new("RGB", (40, 30)).save(tmp_path / "photo.jpg")
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", broken)
+    assert open_image(tmp_path / "photo.jpg").size == (40, 30)

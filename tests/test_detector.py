@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -176,3 +177,23 @@ def test_folding_changes_no_map_and_leaves_no_batch_norm(kind: type, name: str) 
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     assert all(torch.equal(value, before[key]) for key, value in detector.state_dict().items())
+
+
+def test_a_model_that_cannot_be_replaced_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    _detector().save(folder)
+    before = (folder / "model.safetensors").read_bytes()
+    replace = os.replace
+
+    def fails(source: Path, target: Path) -> None:
+        if Path(target) == folder and ".old." not in str(source):
+            raise OSError(5, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(storage.os, "replace", fails)
+    with pytest.raises(InputError, match="Input/output error"):
+        _detector().save(folder)
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]

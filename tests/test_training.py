@@ -191,6 +191,20 @@ def test_resume_refuses_what_would_give_another_model(
         train_students(other, images, epochs, batch_size=5, checkpoint=file, resume=True)
 
 
+def test_no_batch_has_a_single_image() -> None:
+    train_students(_detector(), IMAGES[:5], 1, batch_size=2)  # [2, 2, 1] would stop batch norm
+
+
+def test_resume_refuses_another_stem(tmp_path: Path) -> None:
+    """Weights, images and teacher are the same, and the features four times as high and wide."""
+    file = tmp_path / "checkpoint.safetensors"
+    train_students(_detector(), IMAGES, 1, batch_size=5, checkpoint=file)
+    torch.manual_seed(0)
+    other = DSKD(Teacher("offline", "random", stem_stride=False), 32, smoothing_sigma=1.0)
+    with pytest.raises(InputError, match="its stem_stride is True, not False"):
+        train_students(other, IMAGES, 2, batch_size=5, checkpoint=file, resume=True)
+
+
 def test_resume_names_a_file_of_another_kind(tmp_path: Path) -> None:
     file = tmp_path / "checkpoint.safetensors"
     save_file({"a": torch.zeros(1)}, file)

@@ -143,10 +143,21 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
             yield image
+    except InputError:
+        raise
     except _UNREADABLE as error:
         raise InputError(
             f"{path} cannot be read as an image ({error}): replace or remove the file"
         ) from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF tag says; as it is where Pillow cannot make sense of the tag."""
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # of many kinds
+        return image
 
 
 def open_image(path: Path) -> Image.Image:
@@ -160,8 +171,7 @@ def open_image(path: Path) -> Image.Image:
                 f"{path} holds floating-point numbers, whose range nobody knows: save it with 8 or "
                 "16 bits"
             )
-        image.load()
-        upright = ImageOps.exif_transpose(image)
+        upright = _upright(image)
         if upright.mode.startswith("I"):
             values = np.asarray(upright, dtype=np.float64) / 257  # 65535 / 255
             return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
@@ -182,8 +192,7 @@ def read_mask(path: Path, size: int) -> np.ndarray:
     Raises InputError if it is damaged.
     """
     with _opened(path) as image:
-        image.load()
-        upright = ImageOps.exif_transpose(image)
+        upright = _upright(image)
         # Labels may be 1 of 65535, so nothing is scaled before it is compared with 0.
         deep = upright.mode.startswith(("I", "F"))
         values = np.asarray(upright if deep else upright.convert("RGB"))
@@ -235,5 +244,10 @@ def check_sizes(paths: Sequence[Path]) -> None:
 def size_of(path: Path) -> tuple[int, int]:
     """Width and height in pixels of an upright image; raises InputError if it is damaged."""
     with _opened(path) as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # by a quarter
+        if image.format == "PNG" and "exif" not in image.info:
+            return image.size  # Pillow would decode all of it to look for a late tag
+        try:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)  # a quarter
+        except Exception:  # of many kinds, as above
+            turned = False
         return image.size[::-1] if turned else image.size
