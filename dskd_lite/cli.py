@@ -207,6 +207,7 @@ def predict(options: Predict) -> None:
     for v in verdicts:
         score = "" if v.score is None else f"{v.score:.4g}"
         line = f"{v.verdict:<10} {score:>8}  {v.path}{': ' if v.note else ''}{v.note}"
+        # A name may hold bytes that are no text; print would stop at them.
         print(line.encode(errors="surrogateescape").decode(errors="backslashreplace"))
     if detector.thresholds is not None:
         print(f"threshold: {detector.thresholds.image:.4g}")

@@ -216,11 +216,10 @@ def check_same_options(job: Job, row: dict[str, Any], file: Path) -> None:
     for name, value in planned.items():
         stored = row["config"].get(name, defaults[name])
         if name not in ("device", "resume") and stored != value:
-            own = job.config.out  # of a sweep: its checkpoint would bring the old options back
-            folder = f" and the folder {own}" if own != file.parent else ""
             raise InputError(
                 f"{file} holds {job.key} with {name} {stored}, not {value}: give the same options, "
-                f"another --out, or delete that line{folder}"
+                f"another --out, or delete that line, and {file.parent / job.key} if it is there, "
+                "whose checkpoint would bring the old options back"
             )
 
 

@@ -99,11 +99,11 @@ def train_students(
 
     The order of the images depends on the seed and the epoch alone. With a ``checkpoint`` path the
     state is saved once a minute, on Ctrl-C (unless it falls into an update of the weights) and at
-    the end, and ``resume`` continues from it to the
-    same weights as a run that was never stopped. The teacher's features are computed once and kept
-    on the device if they take no more than 2 GiB, or on a GPU a quarter of its free memory. On one
-    GPU, batches of the usual size run as CUDA graphs. Several processes (``accelerate launch``)
-    share each batch and reach the weights of a single one, up to rounding.
+    the end, and ``resume`` continues from it to the same weights as a run that was never stopped.
+    The teacher's features are computed once and kept on the device if they take no more than 2 GiB,
+    or on a GPU a quarter of its free memory. On one GPU, batches of the usual size run as CUDA
+    graphs. Several processes (``accelerate launch``) share each batch and reach the weights of a
+    single one, up to rounding.
 
     Raises InputError if the loss is not finite (the last checkpoint stays), the checkpoint cannot
     be written or belongs to another run, or a batch has fewer images than there are processes.
@@ -156,7 +156,7 @@ def train_students(
     most_have = len(np.array_split(range(len(images)), steps_per_epoch)[steps_per_epoch // 2])
     with_graphs = accelerator.device.type == "cuda" and processes == 1
     run_students = StudentRunner(prepared, most_have if with_graphs else None)
-    saved_at, updated = monotonic(), True
+    saved_at, consistent = monotonic(), True
     try:
         while done < steps:
             epoch, step = divmod(done, steps_per_epoch)
@@ -192,16 +192,16 @@ def train_students(
             accelerator.unscale_gradients(optimizer)  # once: a second time in one step is an error
             for student in students:
                 clip_grad_norm_(student.parameters(), MAX_GRADIENT_NORM)
-            updated = False
+            consistent = False
             optimizer.step()
             done += 1
-            updated = True
+            consistent = True
             report(Step(epoch, done, steps, len(chosen), epochs * len(images), whole.item()))
             if monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
                 save()
                 saved_at = monotonic()
     except KeyboardInterrupt:
-        if updated:  # in the middle of an update weights and count do not belong together
+        if consistent:  # in the middle of an update weights and count do not belong together
             save()
         raise
     finally:

@@ -143,7 +143,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
             yield image
-    except InputError:
+    except InputError:  # a ValueError as well, and says already what is wrong
         raise
     except _UNREADABLE as error:
         raise InputError(
