@@ -28,7 +28,7 @@ IMAGENET = "resnet18-teacher_resnet18_imagenet"
 MAPS = {
     "forward": "forward student",
     "reverse": "reverse student",
-    "manual": "manual, 1 : 3",
+    "manual": "manual, 1\u00a0:\u00a03",
     "fused": "fused",
     "rd4ad": "RD4AD",
     "pixel-statistics": "pixel statistics",
