@@ -22,6 +22,7 @@ from dskd_lite.students import ForwardStudent, ReverseStudent
 from dskd_lite.teacher import Teacher, read_weights
 
 FORMAT = 1
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 WEIGHTS_FILE, DESCRIPTION_FILE = "model.safetensors", "model.json"
 
 
@@ -80,8 +81,7 @@ class StoredDetector(nn.Module):
         """Autocast to ``precision`` on the detector's device; nothing for fp32."""
         if self.precision == "fp32":
             return nullcontext()
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
-        return torch.autocast(self.smoothing.kernel.device.type, dtype)
+        return torch.autocast(self.smoothing.kernel.device.type, HALF[self.precision])
 
     def tensors(self) -> dict[str, Tensor]:
         """All that ``save`` writes and ``restore`` reads."""
@@ -165,7 +165,11 @@ class DistillationDetector(StoredDetector):
 
     def for_scoring(self) -> Self:
         """Copy in eval mode whose convolutions took in batch norm: see ``fold_batch_norm``."""
-        return fold_batch_norm(self)
+        device = self.smoothing.kernel.device
+        # cuDNN's fused convolutions have been tried from Ampere on.
+        fused = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        fused = fused and torch.version.cuda is not None
+        return fold_batch_norm(self, HALF.get(self.precision) if fused else None)
 
 
 class DSKD(DistillationDetector):

@@ -24,22 +24,24 @@ class TensorArguments(nn.Module):
 class StudentRunner:
     """Runs students on their arguments in training mode: ``runner(given)`` gives each one's D1..D3.
 
-    ``given`` are a tuple of tensors (B, ...) for each student. Batches of ``recorded_size`` images
-    run as CUDA graphs, recorded at the first of them; others, or all if it is None, run as they
-    are. The same parameters are trained either way.
+    ``given`` are a tuple of tensors (B, ...) for each student. Once one size of batch is recorded,
+    batches of that size run as CUDA graphs, others as they are. The same parameters are trained
+    either way.
     """
 
-    def __init__(self, students: Sequence[nn.Module], recorded_size: int | None) -> None:
+    def __init__(self, students: Sequence[nn.Module]) -> None:
         self.plain = [TensorArguments(student) for student in students]
-        self.recorded_size = recorded_size
-        self.recorded: list[nn.Module] | None = None
+        self.recorded: list[nn.Module] = []
+        self.recorded_size = 0
+
+    def record(self, given: Sequence[tuple[Tensor, ...]]) -> None:
+        """Record batches of this size, before the first step: what a step on the default stream
+        leaves to autograd, while its loss lives, would break the recording."""
+        self.recorded = record([runner.student for runner in self.plain], given)
+        self.recorded_size = len(given[0][0])
 
     def __call__(self, given: Sequence[tuple[Tensor, ...]]) -> list[list[Tensor]]:
-        runners = self.plain
-        if len(given[0][0]) == self.recorded_size:
-            if self.recorded is None:
-                self.recorded = record([runner.student for runner in self.plain], given)
-            runners = self.recorded
+        runners = self.recorded if len(given[0][0]) == self.recorded_size else self.plain
         return [run(*arguments) for run, arguments in zip(runners, given, strict=True)]
 
 

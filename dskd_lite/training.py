@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -60,10 +60,11 @@ class Step:
 Report = Callable[[Step], None]
 
 
-def to_tensor(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+def to_tensor(images: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
     """Turn uint8 images (B, H, W, 3) into floats (B, 3, H, W) in [0, 1] on the device."""
-    batch = torch.from_numpy(np.array(images)).to(device)  # a copy: the cache is read-only
-    return batch.permute(0, 3, 1, 2).float().div(255)
+    if isinstance(images, np.ndarray):
+        images = torch.from_numpy(np.array(images))  # a copy: the cache is read-only
+    return images.to(device).permute(0, 3, 1, 2).float().div(255)
 
 
 def split_holdout(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -151,11 +152,12 @@ def train_students(
         if checkpoint is not None and main:
             _save_checkpoint(checkpoint, run, done, students, optimizer, accelerator.scaler)
 
-    features = _cached_features(detector, images, batch_size, accelerator) if epochs > 1 else None
-    # Batches differ by one image at most; a CUDA graph is for the size that most of them have.
-    most_have = len(np.array_split(range(len(images)), steps_per_epoch)[steps_per_epoch // 2])
-    with_graphs = accelerator.device.type == "cuda" and processes == 1
-    run_students = StudentRunner(prepared, most_have if with_graphs else None)
+    normals = _NormalImages(detector, images, batch_size, accelerator, keep=epochs > 1)
+    run_students = StudentRunner(prepared)
+    if accelerator.device.type == "cuda" and processes == 1:
+        # Batches differ by one image at most; a CUDA graph is for the size that most of them have.
+        most = len(np.array_split(range(len(images)), steps_per_epoch)[steps_per_epoch // 2])
+        run_students.record(_student_inputs(students, *normals(np.arange(most))))
     saved_at, consistent = monotonic(), True
     try:
         while done < steps:
@@ -163,16 +165,8 @@ def train_students(
             order = torch.randperm(len(images), generator=generator(seed, ORDER, epoch)).numpy()
             chosen = np.array_split(order, steps_per_epoch)[step]  # no small rest: batch norm
             own = np.sort(share_of(chosen, rank, processes))
-            normal = _images_last(images[own], accelerator.device)
-            if features is None:
-                with accelerator.autocast():
-                    teacher_features = detector.teacher(normal, detector.stages_read)
-            else:
-                teacher_features = [stage[own] for stage in features]
-            given = [
-                (normal,) if isinstance(student, ForwardStudent) else tuple(teacher_features)
-                for student in students
-            ]
+            normal, teacher_features = normals(own)
+            given = _student_inputs(students, normal, teacher_features)
             compared = teacher_features[:COMPARED_STAGES]
             value = sum(
                 (distillation_loss(compared, rebuilt, loss) for rebuilt in run_students(given)),
@@ -209,7 +203,7 @@ def train_students(
             accelerator.unwrap_model(student, keep_fp32_wrapper=False)
     save()
     optimizer.zero_grad(set_to_none=True)
-    run_students = features = value = None  # they hold on to a GPU's memory
+    run_students = normals = value = None  # they hold on to a GPU's memory
     accelerator.free_memory()
     settle_batch_norm(detector, images, batch_size, seed, rank, processes)
     detector.eval()
@@ -223,9 +217,54 @@ def _batches(images: int, batch_size: int) -> int:
     return max(min(-(-images // batch_size), images // 2), 1)
 
 
-def _images_last(images: np.ndarray, device: torch.device) -> Tensor:
+def _images_last(images: np.ndarray | Tensor, device: torch.device) -> Tensor:
     """to_tensor in the memory order that convolutions are fastest in."""
     return to_tensor(images, device).contiguous(memory_format=torch.channels_last)
+
+
+class _NormalImages:
+    """Normal images and the teacher's features of them, as batches on the device.
+
+    ``keep``: compute the features once, and keep them on the device if they fit.
+    """
+
+    def __init__(
+        self,
+        detector: DistillationDetector,
+        images: np.ndarray,
+        batch_size: int,
+        accelerator: Accelerator,
+        keep: bool,
+    ) -> None:
+        self.detector, self.accelerator = detector, accelerator
+        self.images: np.ndarray | Tensor = images
+        self.features = (
+            _cached_features(detector, images, batch_size, accelerator) if keep else None
+        )
+        if self.features is not None and accelerator.device.type == "cuda":
+            # Beside their features they are small, and a step need not wait for their copy.
+            self.images = torch.from_numpy(np.array(images)).to(accelerator.device)
+
+    def __call__(self, indices: np.ndarray) -> tuple[Tensor, list[Tensor]]:
+        """Images (B, 3, H, W) in [0, 1], and E1..E4 or as many as the detector reads."""
+        device = self.accelerator.device
+        if self.features is None:
+            normal = _images_last(self.images[indices], device)
+            with self.accelerator.autocast():
+                return normal, self.detector.teacher(normal, self.detector.stages_read)
+        where = torch.from_numpy(indices).to(device)
+        chosen = self.images[indices if isinstance(self.images, np.ndarray) else where]
+        return _images_last(chosen, device), [stage[where] for stage in self.features]
+
+
+def _student_inputs(
+    students: Iterable[torch.nn.Module], normal: Tensor, teacher_features: Sequence[Tensor]
+) -> list[tuple[Tensor, ...]]:
+    """What each student takes: the images, or what the teacher says about them."""
+    return [
+        (normal,) if isinstance(student, ForwardStudent) else tuple(teacher_features)
+        for student in students
+    ]
 
 
 @torch.no_grad()

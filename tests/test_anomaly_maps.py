@@ -19,9 +19,10 @@ def _features(seed: int) -> list[torch.Tensor]:
     return [torch.randn(2, c, s, s, generator=rng) for c, s in ((4, 8), (6, 4), (8, 2))]
 
 
-def test_cosine_distance_is_scikit_learns() -> None:
-    a, b = _features(0)[0], _features(1)[0]
-    rows = [x.permute(0, 2, 3, 1).reshape(-1, 4).numpy() for x in (a, b)]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_cosine_distance_is_scikit_learns(dtype: torch.dtype) -> None:
+    a, b = _features(0)[0].to(dtype), 200 * _features(1)[0].to(dtype)  # 200^2 is over fp16's range
+    rows = [x.float().permute(0, 2, 3, 1).reshape(-1, 4).numpy() for x in (a, b)]
     expected = paired_cosine_distances(*rows).reshape(2, 8, 8)
     np.testing.assert_allclose(cosine_distance(a, b).numpy(), expected, atol=1e-6)
 
@@ -29,8 +30,9 @@ def test_cosine_distance_is_scikit_learns() -> None:
 def test_cosine_distance_knows_equal_opposite_and_orthogonal() -> None:
     x = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)
     y = torch.tensor([-4.0, 3.0]).view(1, 2, 1, 1)
-    for other, expected in ((7 * x, 0.0), (-x, 2.0), (y, 1.0)):
+    for other, expected in ((7 * x, 0.0), (-x, 2.0), (y, 1.0), (0 * x, 1.0)):
         assert cosine_distance(x, other).item() == pytest.approx(expected, abs=1e-6)
+        assert cosine_distance(x.half(), other.half()).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_losses_differ_as_their_definitions_do() -> None:

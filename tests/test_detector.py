@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dskd_lite import storage
 from dskd_lite.baselines.rd4ad import RD4AD
 from dskd_lite.cost import count_cost
 from dskd_lite.detector import DSKD, Thresholds
 from dskd_lite.errors import InputError
+from dskd_lite.folding import FusedBlock, fold_batch_norm
 from dskd_lite.teacher import Teacher
 
 
@@ -158,7 +159,22 @@ def test_cost_at_full_size_is_as_counted_by_hand() -> None:
 
 @pytest.mark.parametrize("kind", [DSKD, RD4AD])
 @pytest.mark.parametrize("name", ["offline", "resnet50"])  # both kinds of residual block
-def test_folding_changes_no_map_and_leaves_no_batch_norm(kind: type, name: str) -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_folding_changes_no_map_and_leaves_no_batch_norm(
+    kind: type, name: str, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fused, what only CUDA has in half precision is written out here, in float64."""
+
+    def conv_relu(x: Tensor, weight: Tensor, bias: Tensor, *form: object) -> Tensor:
+        return torch.relu(torch.conv2d(x, weight, bias, *form))
+
+    def conv_add_relu(
+        x: Tensor, weight: Tensor, z: Tensor, alpha: float, bias: Tensor, *form: object
+    ) -> Tensor:
+        return torch.relu(torch.conv2d(x, weight, bias, *form) + alpha * z)
+
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", conv_relu)
+    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", conv_add_relu)
     torch.manual_seed(0)
     detector = kind(Teacher(name, "random"), 64).eval().double()
     for norm in detector.modules():
@@ -170,12 +186,13 @@ def test_folding_changes_no_map_and_leaves_no_batch_norm(kind: type, name: str) 
     before = {key: value.clone() for key, value in detector.state_dict().items()}
     images = _images().double()
     with torch.no_grad():
-        expected, folded = detector(images), detector.for_scoring()
-        found = folded(images)
+        folded = fold_batch_norm(detector, torch.float64) if fused else detector.for_scoring()
+        expected, found = detector(images), folded(images)
     assert expected.score_maps.std() > 0.01
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert any(isinstance(module, FusedBlock) for module in folded.modules()) == fused
     assert all(torch.equal(value, before[key]) for key, value in detector.state_dict().items())
 
 
