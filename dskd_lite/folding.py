@@ -66,7 +66,12 @@ class FusedBlock(nn.Module):
         super().__init__()
         named = block.named_children()
         self.convolutions = nn.ModuleList(m for name, m in named if name.startswith("conv"))
-        self.shortcut = nn.Identity() if block.downsample is None else block.downsample
+        self.shortcut = nn.Identity()
+        if block.downsample is not None:
+            self.shortcut, last = block.downsample[0], self.convolutions[-1]
+            # Both end in one sum, so the last convolution can add the shortcut's bias as well.
+            last.bias = nn.Parameter(last.bias + self.shortcut.bias, requires_grad=False)
+            self.shortcut.bias = None
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = self.shortcut(x)

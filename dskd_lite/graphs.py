@@ -57,6 +57,11 @@ def record(students: Sequence[nn.Module], given: Sequence[tuple[Tensor, ...]]) -
     collects = gc.isenabled()
     gc.collect()  # an earlier training's graphs: destroyed while this records, they would break it
     gc.disable()
+    # What is recorded keeps the nodes that add gradients up on the recording's stream. That steps
+    # run on another is meant so, and PyTorch need not warn of it.
+    silence = getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None)
+    if silence is not None:  # from torch 2.10 on
+        silence(False)
     try:
         callables = tuple(TensorArguments(student).train() for student in students)
         return list(torch.cuda.make_graphed_callables(callables, tuple(given)))

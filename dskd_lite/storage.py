@@ -77,6 +77,23 @@ def whole_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes that lock ``path`` waiting; raises InputError if its folder is bad."""
+    from filelock import FileLock
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_name(f".{path.name}.lock"))
+        lock.acquire()
+    except OSError as error:
+        raise unwritable(path, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON with a newline at the end, whole or not at all."""
     with whole_file(path) as temporary:

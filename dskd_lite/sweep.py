@@ -14,7 +14,7 @@ import tyro
 
 from dskd_lite.config import Config, Device, Method, Precision
 from dskd_lite.errors import InputError
-from dskd_lite.storage import whole_file
+from dskd_lite.storage import locked, whole_file
 
 RESULTS = "results.jsonl"
 _SET_BY_SWEEP = ("data", "method", "teacher", "teacher_weights", "image_size", "seed", "epochs",
@@ -152,11 +152,21 @@ def run_sweep(
     from dask.base import tokenize
     from distributed import Client, LocalCluster, as_completed
 
+    from dskd_lite.datasets.folder import scan_category
+
     file = options.out / RESULTS
     rows = {row["key"]: row for row in read_results(file)}
+    listings: dict[Path, int] = {}
     for job in planned:
         if job.key in rows:
             check_same_options(job, rows[job.key], file)
+            root = job.config.data
+            listings[root] = listings.get(root) or scan_category(root).listing
+            if rows[job.key].get("listing", listings[root]) != listings[root]:  # older rows lack it
+                raise InputError(
+                    f"{file} holds {job.key} of other images than {root} has now: give another "
+                    f"--out, or delete that line, and {file.parent / job.key} if it is there"
+                )
     waiting = [job for job in planned if job.key not in rows]
     say(f"{len(planned)} runs, {len(planned) - len(waiting)} done before")
     failed: list[str] = []
@@ -195,11 +205,13 @@ def run_job(job: Job, threads: int) -> dict[str, Any]:
     import torch
 
     from dskd_lite import experiment
+    from dskd_lite.datasets.folder import scan_category
 
     torch.set_num_threads(threads)
+    listing = scan_category(job.config.data).listing
     report = experiment.run(job.config)
     names = ("scores", "verdicts", "images", "fusion_weights", "thresholds", "seconds", "versions")
-    row = {"key": job.key, "category": job.config.data.name}
+    row = {"key": job.key, "category": job.config.data.name, "listing": listing}
     return row | {name: report[name] for name in names} | {"config": portable(report["config"])}
 
 
@@ -236,13 +248,14 @@ def portable(config: dict[str, Any]) -> dict[str, Any]:
 def add_result(file: Path, row: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Add a row to a results file, which is written whole or not at all; returns all by their key.
 
-    The file is read again first: another process may have added rows of its own. Raises InputError
-    if it cannot be written.
+    The file is read again first, and locked meanwhile: another process may add rows of its own.
+    Raises InputError if it cannot be written.
     """
-    rows = {known["key"]: known for known in read_results(file)} | {row["key"]: row}
-    with whole_file(file) as temporary:
-        lines = (json.dumps(known) + "\n" for known in rows.values())
-        temporary.write_text("".join(lines), encoding="utf-8")
+    with locked(file):
+        rows = {known["key"]: known for known in read_results(file)} | {row["key"]: row}
+        with whole_file(file) as temporary:
+            lines = (json.dumps(known) + "\n" for known in rows.values())
+            temporary.write_text("".join(lines), encoding="utf-8")
     return rows
 
 

@@ -142,7 +142,8 @@ class Teacher(nn.Module):
     def load_backbone(self, state: dict[str, Tensor], source: str) -> None:
         """Load torchvision-named weights; ``source`` names them in an error."""
         state = {k: v for k, v in state.items() if not k.startswith("fc.")}
-        if not any(k.startswith("layer4.0.conv") for k in state):
+        shortcut_only = not any(k.startswith("layer4.0.conv") for k in state)
+        if shortcut_only and not self.has_shortcut_stage_4:
             self.backbone.layer4 = ShortcutStage(self.backbone.layer4[0].downsample)
         expected = self.backbone.state_dict()
         counters = {k for k in expected if k.endswith("num_batches_tracked")}

@@ -41,6 +41,8 @@ LINE_LEARNING_RATE = 0.05  # of the place on the line, which has to be able to r
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 # Normal images are not augmented, so the teacher says the same about them in every epoch.
 MAX_CACHED_FEATURES = 2 * 1024**3  # bytes of main memory
+# Of six maps and a mask for each noised image: 1170 images at 256 pixels.
+MAX_CACHED_MAPS = 2 * 1024**3
 
 
 @dataclass(frozen=True)
@@ -432,7 +434,8 @@ def train_fusion(
     """Train the six weights by dice loss on normal images, uint8 (N, H, W, 3), under noise.
 
     The students are fixed, so each image's maps are computed once for each of ``rounds`` draws of
-    noise; ``epochs`` go over these maps.
+    noise; ``epochs`` go over these maps. They are kept on the device: if they took more than 2 GiB,
+    as many images as fit are drawn, and the others left out.
 
     As in the paper the six weights are free: Adam (0.5, 0.999), 0.005. With ``held_out``, normal
     images that the students have not seen, it is the recommended form: maps are divided by their
@@ -445,6 +448,11 @@ def train_fusion(
     detector.eval()
     fusion = detector.fusion
     device = fusion.weight.device
+    fits = MAX_CACHED_MAPS // (rounds * 7 * 4 * images.shape[1] * images.shape[2])
+    if len(images) > max(fits, batch_size):
+        order = torch.randperm(len(images), generator=generator(seed, FUSION)).numpy()
+        drawn = np.sort(order[: max(fits, batch_size)])
+        images, allowed = images[drawn], None if allowed is None else allowed[drawn]
     banks: list[tuple[Tensor, Tensor]] = []
     with torch.no_grad():
         for draw in range(rounds):

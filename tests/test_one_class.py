@@ -144,16 +144,9 @@ def test_cifar_comes_from_torchvision(tmp_path: Path, monkeypatch: pytest.Monkey
     assert cifar10(tmp_path, size=64).test.shape == (2, 64, 64, 3)
 
 
-def test_cifar_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="holds no whole CIFAR-10"):
+def test_cifar_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no whole CIFAR-10.*dskd data cifar10") as caught:
         cifar10(tmp_path)
-
-    def offline(*_: object, **__: object) -> None:
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(torchvision.datasets.cifar, "download_and_extract_archive", offline)
-    with pytest.raises(InputError, match="no route to host") as caught:
-        cifar10(tmp_path, download=True)
     assert "\n" not in str(caught.value)
 
 

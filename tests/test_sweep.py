@@ -6,6 +6,8 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -199,3 +201,22 @@ def test_rows_of_another_process_stay(tmp_path: Path) -> None:
     rows = add_result(file, {"key": "a", "scores": 3})
     assert [row["scores"] for row in read_results(file)] == [3, 2]
     assert list(rows) == ["a", "b"]
+
+
+def test_no_row_is_lost_between_reading_and_writing(tmp_path: Path) -> None:
+    file = tmp_path / RESULTS
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: add_result(file, {"key": str(n)}), range(40)))
+    assert {row["key"] for row in read_results(file)} == {str(n) for n in range(40)}
+
+
+def test_rows_of_other_images_are_refused(make_category: Make, tmp_path: Path) -> None:
+    options = _options(make_category("x/part"), tmp_path / "sweep", seeds=(0,))
+    run_sweep(_plan(options), options)
+    (row,) = read_results(options.out / RESULTS)
+    moved = options.data[0].rename(tmp_path / "part")  # the same images elsewhere are the same
+    options = replace(options, data=(moved,))
+    assert run_sweep(_plan(options), options) == [row]
+    (moved / "train" / "good" / "000.png").unlink()
+    with pytest.raises(InputError, match=r"holds part_dskd.* of other images than"):
+        run_sweep(_plan(options), options)

@@ -93,6 +93,8 @@ def test_file_without_the_branch_of_stage_4_gives_its_shortcut_and_says_so(tmp_p
     e1, e2, e3, _ = full(images)
     e4 = torch.relu(full.backbone.layer4[0].downsample(e3))
     torch.testing.assert_close(partial(images), [e1, e2, e3, e4])
+    partial.load_backbone(state, "the same file again")
+    torch.testing.assert_close(partial(images), [e1, e2, e3, e4])
 
 
 def test_unusable_weights_are_named(tmp_path: Path) -> None:

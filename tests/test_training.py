@@ -343,6 +343,33 @@ def test_textures_are_read_once_however_many_epochs() -> None:
     assert Counted.reads == len(IMAGES)
 
 
+def test_fusion_keeps_no_more_maps_than_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which images are left out depends on the seed; places where noise may fall go with them."""
+    size = IMAGES.shape[1]
+    monkeypatch.setattr(training, "MAX_CACHED_MAPS", 2 * 5 * 7 * 4 * size * size)
+    places = np.zeros(IMAGES.shape[:3], bool)
+    for index, place in enumerate(places):
+        place[index] = True  # one row each
+    drawn: list[list[int]] = []
+
+    class Watching(SyntheticNoise):
+        def __call__(
+            self, images: torch.Tensor, rng: torch.Generator, allowed: torch.Tensor
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            rows = allowed.any(2).int().argmax(1)
+            torch.testing.assert_close(images, to_tensor(IMAGES[rows.numpy()]))
+            drawn[-1] += rows.tolist()
+            return super().__call__(images, rng, allowed)
+
+    noise = Watching(torch.rand(4, 3, size, size), (size, size), octaves=(0, 2))
+    for seed in (0, 0, 1):
+        drawn.append([])
+        train_fusion(_detector(), IMAGES, noise, 1, 2, seed=seed, rounds=2, allowed=places)
+    assert [len(d) for d in drawn] == [10, 10, 10]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert drawn[0][:5] == drawn[0][5:] and len(set(drawn[0])) == 5
+
+
 def test_recommended_fusion_stays_on_its_line() -> None:
     """In logarithms the weights differ from the mix by hand by one direction and one constant."""
     detector, losses = _detector(), []

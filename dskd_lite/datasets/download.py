@@ -14,12 +14,10 @@ import http.client
 import lzma
 import re
 import shutil
-import stat
 import tarfile
 import time
 import urllib.error
 import urllib.request
-import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -523,12 +521,10 @@ def _unpack(source: DatasetSource, archive: Path, target: Path, report: Progress
 
 _DAMAGE = (
     tarfile.TarError,
-    zipfile.BadZipFile,
     gzip.BadGzipFile,
     lzma.LZMAError,
     zlib.error,
     EOFError,
-    NotImplementedError,  # a way of compressing that zipfile does not know
     FileExistsError,  # two members of one name, also where only the case differs
     NotADirectoryError,
 )
@@ -538,19 +534,6 @@ def _members(
     archive: Path, limit: int, report: Progress
 ) -> Iterator[tuple[str, int, IO[bytes] | None]]:
     """Yield name, size in bytes and content (None for a folder) of each member, in order."""
-    if archive.suffix == ".zip":
-        with zipfile.ZipFile(archive) as opened:
-            for number, info in enumerate(opened.infolist(), 1):
-                kind = stat.S_IFMT(info.external_attr >> 16)
-                if kind not in (0, stat.S_IFREG, stat.S_IFDIR) or info.flag_bits & 1:
-                    raise _malicious(archive, info.filename, "is no plain file or folder")
-                if info.is_dir():
-                    yield info.filename, 0, None
-                else:
-                    with opened.open(info) as stream:
-                        yield info.filename, info.file_size, stream
-                report("unpack", number, len(opened.infolist()))
-        return
     decompress = lzma.open if archive.suffix == ".xz" else gzip.open
     with (
         archive.open("rb") as raw,

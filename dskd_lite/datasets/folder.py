@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,6 +51,14 @@ class Category:
         """Whether every defective test image has a mask (and there is one)."""
         defective = [s for s in self.test if s.is_defective]
         return bool(defective) and all(s.mask is not None for s in defective)
+
+    @property
+    def listing(self) -> int:
+        """A checksum of the names and lengths of all files: other images have another."""
+        masks = [s.mask for s in self.test if s.mask is not None]
+        files = (*self.train, *(s.path for s in self.test), *masks)
+        lines = (f"{f.relative_to(self.root).as_posix()} {f.stat().st_size}\n" for f in files)
+        return zlib.crc32("".join(lines).encode("utf-8", "surrogateescape"))
 
 
 def is_image_file(path: Path) -> bool:

@@ -88,25 +88,21 @@ def digits(size: int = SIZE, seed: int = 0) -> LabelledImages:
     return LabelledImages(tuple("0123456789"), train, train_labels, test, test_labels)
 
 
-def cifar10(root: Path, size: int = SIZE, download: bool = False) -> LabelledImages:
+def cifar10(root: Path, size: int = SIZE) -> LabelledImages:
     """CIFAR-10 (Krizhevsky, 2009), 50 000 and 10 000 images, in torchvision's layout.
 
-    ``root`` holds ``cifar-10-batches-py``; ``download`` fetches it if it is not there. For a copy
-    in image folders see ``class_folders``. Raises InputError if it is missing, damaged, or cannot
-    be fetched.
+    ``root`` holds ``cifar-10-batches-py``, as `dskd data cifar10` leaves it. For a copy in image
+    folders see ``class_folders``. Raises InputError if it is missing or damaged.
     """
     from dskd_lite._torchvision import torchvision
 
     try:
-        train, test = (
-            torchvision.datasets.CIFAR10(root, train=part, download=download)
-            for part in (True, False)
-        )
+        train, test = (torchvision.datasets.CIFAR10(root, train=part) for part in (True, False))
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"{root} holds no whole CIFAR-10 ({reason}): let it be downloaded, or give the folder "
-            "that holds cifar-10-batches-py"
+            f"{root} holds no whole CIFAR-10 ({reason}): fetch it with `dskd data cifar10`, or "
+            "give the folder that holds cifar-10-batches-py"
         ) from error
     arrays = [
         part.data if size == SIZE else np.stack([_resized(image, size) for image in part.data])

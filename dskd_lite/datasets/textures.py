@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Generator, Tensor
 
-from dskd_lite.datasets.folder import IMAGE_SUFFIXES, is_image_file, open_image
+from dskd_lite.datasets.folder import IMAGE_SUFFIXES, is_image_file, open_image, size_of
 from dskd_lite.errors import InputError
 from dskd_lite.seeding import generator
 
@@ -79,6 +79,8 @@ class TextureFolder(Sequence[Tensor]):
         if not self.paths:
             kinds = ", ".join(sorted(IMAGE_SUFFIXES))
             raise InputError(f"texture folder {root} holds no image: put some there ({kinds})")
+        for path in self.paths:  # of the header: the rest is read when the texture is drawn
+            size_of(path)
 
     def __len__(self) -> int:
         return len(self.paths)
