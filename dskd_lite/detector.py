@@ -126,7 +126,12 @@ class StoredDetector(nn.Module):
                 f"{folder} holds a detector of class {kind}, not {cls.__name__}: "
                 f"load it with {kind}.load"
             )
-        state = read_weights(folder / WEIGHTS_FILE)
+        try:
+            state = read_weights(folder / WEIGHTS_FILE)
+        except InputError as error:
+            raise InputError(
+                f"{folder} is damaged or not whole: copy it again, or train again ({error})"
+            ) from error
         prefix = "teacher.backbone."
         teachers = []
         try:

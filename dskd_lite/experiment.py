@@ -32,7 +32,7 @@ from dskd_lite.evaluation import evaluate, fit_thresholds, score_images
 from dskd_lite.foreground import object_masks, read_regions
 from dskd_lite.parallel import new_accelerator
 from dskd_lite.seeding import STUDENTS, generator
-from dskd_lite.storage import read_json, whole_file, write_json
+from dskd_lite.storage import check_place, read_json, whole_file, write_json
 from dskd_lite.synthetic_noise import SyntheticNoise
 from dskd_lite.teacher import Teacher
 from dskd_lite.training import (
@@ -131,6 +131,7 @@ def run(config: Config, display: Display | None = None) -> dict[str, Any]:
     noise = new_noise(config)
     regions = [_regions(config, category) for category in categories]
     new_detector(config)  # so that a teacher that does not load stops here
+    check_place(config.out)
     if len(categories) == 1:
         return _run_category(
             config, categories[0], config.out, noise, regions[0], accelerator, display

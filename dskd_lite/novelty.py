@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from dskd_lite.config import Config, TeacherName
+from dskd_lite.storage import check_place
 from dskd_lite.sweep import RESULTS, Job, add_result, check_same_options, portable, read_results
 
 if TYPE_CHECKING:  # torch comes in when the command runs, so that --help answers at once
@@ -86,6 +87,7 @@ def run_novelty(options: Novelty, display: Display) -> list[dict[str, Any]]:
         display = experiment.Silent()
     noise = experiment.new_noise(options)
     experiment.new_detector(options)  # so that a teacher that does not load stops here
+    check_place(options.out)
     name, data = read_classes(options.data, options.image_size, options.out.parent / ".cache")
     jobs = list(_jobs(name, data, options))
     file = options.out / RESULTS

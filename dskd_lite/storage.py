@@ -77,6 +77,15 @@ def whole_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_place(path: Path) -> None:
+    """Raise InputError if ``path`` can be no folder that is written to; makes nothing."""
+    existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not existing.is_dir():
+        raise InputError(f"{path} cannot be a folder: {existing} is a file; choose another --out")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"{existing} cannot be written to: choose another --out")
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Keep other processes that lock ``path`` waiting; raises InputError if its folder is bad."""

@@ -83,6 +83,12 @@ class SyntheticNoise:
             raise InputError(f"opacity {opacity} must be a range within [0, 1]")
         if not 0 <= octaves[0] <= octaves[1]:
             raise InputError(f"octaves {octaves} must be a range of numbers from 0 up")
+        if 2 ** octaves[1] > min(image_size):
+            most = min(image_size).bit_length() - 1
+            raise InputError(
+                f"octaves {octaves} make cells smaller than a pixel: {min(image_size)} pixels have "
+                f"room for octave {most} at most"
+            )
         self.textures = textures
         self.image_size = image_size
         self.opacity = opacity

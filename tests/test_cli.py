@@ -369,6 +369,8 @@ def _damage(root: Path, tmp_path: Path, how: str) -> list[str]:
         "unknown preset": ["--preset", "fast"],
         "no masks": ["--noise-on", str(tmp_path / "empty")],
         "no such place": ["--noise-on", "objects"],
+        "octaves": ["--octaves", "0", "6"],  # 64 cells in 32 pixels
+        "out": ["--out", str(tmp_path / "junk.pth" / "run")],
     }.get(how, [])
 
 
@@ -392,6 +394,8 @@ def _damage(root: Path, tmp_path: Path, how: str) -> list[str]:
         ("unknown preset", "choose one of demo"),
         ("no masks", "has no mask for"),
         ("no such place", "--noise-on objects does not exist"),
+        ("octaves", "room for octave 5 at most"),
+        ("out", "junk.pth is a file; choose another --out"),
     ],
 )
 def test_bad_input_gets_one_line_status_2_and_leaves_nothing(
@@ -404,7 +408,7 @@ def test_bad_input_gets_one_line_status_2_and_leaves_nothing(
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("dskd: ") and words in message
     assert not out.exists()
-    if how in ("epochs", "rate", "holdout"):  # seen before any image is read
+    if how in ("epochs", "rate", "holdout", "octaves", "out"):  # seen before any image is read
         assert not (tmp_path / ".cache").exists()
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import multiprocessing
 import shutil
+import struct
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -229,6 +230,18 @@ def test_floating_point_images_and_images_of_absurd_size_are_named(tmp_path: Pat
     Image.new("1", (20000, 10000)).save(tmp_path / "huge.png")
     with pytest.raises(InputError, match=r"huge.png cannot be read as an image"):
         open_image(tmp_path / "huge.png")
+
+
+def test_a_damaged_tag_is_named_whatever_pillow_makes_of_it(tmp_path: Path) -> None:
+    """The strips' places are said to be text: Pillow fails with a TypeError."""
+    file = tmp_path / "odd.tif"
+    Image.new("RGB", (40, 40)).save(file)
+    content = bytearray(file.read_bytes())
+    tag = content.index(struct.pack("<HH", 273, 4))
+    content[tag + 2] = 2
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"odd.tif cannot be read as an image"):
+        open_image(file)
 
 
 def test_a_category_has_the_name_of_its_link(make_category: Make, tmp_path: Path) -> None:

@@ -114,6 +114,7 @@ def test_unusable_settings_are_refused() -> None:
         ({"textures": []}, "empty"),
         ({"textures": TEXTURES, "opacity": (0.5, 0.2)}, "opacity"),
         ({"textures": TEXTURES, "octaves": (3, 1)}, "octaves"),
+        ({"textures": TEXTURES, "octaves": (0, 30)}, "smaller than a pixel"),
     ):
         with pytest.raises(InputError, match=words):
             SyntheticNoise(image_size=SIZE, **settings)

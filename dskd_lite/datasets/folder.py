@@ -10,15 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 
 from dskd_lite.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 GOOD = "good"
-_UNREADABLE = (
-    UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -154,9 +151,10 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             yield image
     except InputError:  # a ValueError as well, and says already what is wrong
         raise
-    except _UNREADABLE as error:
+    except Exception as error:  # foreign bytes fail in Pillow in a dozen ways
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(
-            f"{path} cannot be read as an image ({error}): replace or remove the file"
+            f"{path} cannot be read as an image ({reason}): replace or remove the file"
         ) from error
 
 
