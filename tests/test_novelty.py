@@ -97,7 +97,7 @@ def test_an_interrupted_class_goes_on_from_its_checkpoint(
         )
         assert main([*command, "--out", str(out)]) == 0
     assert steps == [1, 2, 3, 4, 5, 6]  # nothing twice
-    assert [path.name for path in out.iterdir()] == [RESULTS]
+    assert [path.name for path in out.glob("[!.]*")] == [RESULTS]
     (expected,), (found,) = read_results(whole / RESULTS), read_results(out / RESULTS)
     assert found["scores"] == expected["scores"]
 
