@@ -60,7 +60,7 @@ def record(students: Sequence[nn.Module], given: Sequence[tuple[Tensor, ...]]) -
     # What is recorded keeps the nodes that add gradients up on the recording's stream. That steps
     # run on another is meant so, and PyTorch need not warn of it.
     silence = getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None)
-    if silence is not None:  # from torch 2.10 on
+    if silence is not None:  # older versions neither have it nor warn
         silence(False)
     try:
         callables = tuple(TensorArguments(student).train() for student in students)
