@@ -171,9 +171,13 @@ class DistillationDetector(StoredDetector):
     def for_scoring(self) -> Self:
         """Copy in eval mode whose convolutions took in batch norm: see ``fold_batch_norm``."""
         device = self.smoothing.kernel.device
-        # cuDNN's fused convolutions have been tried from Ampere on.
-        fused = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-        fused = fused and torch.version.cuda is not None
+        # Older cards than Ampere's have no bf16; there nobody has tried cuDNN's fused convolutions.
+        fused = (
+            device.type == "cuda"
+            and torch.version.cuda is not None
+            and torch.backends.cudnn.enabled
+            and torch.cuda.get_device_capability(device) >= (8, 0)
+        )
         return fold_batch_norm(self, HALF.get(self.precision) if fused else None)
 
 

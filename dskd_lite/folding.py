@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 from itertools import pairwise
 from typing import TypeVar
 
@@ -84,10 +85,12 @@ class FusedBlock(nn.Module):
 def _convolution_relu(
     convolution: nn.Conv2d | nn.ConvTranspose2d, x: Tensor, added: Tensor | None = None
 ) -> Tensor:
-    if isinstance(convolution, nn.ConvTranspose2d):  # cuDNN fuses nothing into these
-        return convolution(x).relu_()
-    weight, bias = convolution.weight, convolution.bias
-    form = convolution.stride, convolution.padding, convolution.dilation, convolution.groups
-    if added is None:
-        return torch.cudnn_convolution_relu(x, weight, bias, *form)
-    return torch.cudnn_convolution_add_relu(x, weight, added, 1.0, bias, *form)
+    if isinstance(convolution, nn.Conv2d):  # into a transposed one cuDNN fuses nothing
+        weight, bias = convolution.weight, convolution.bias
+        form = convolution.stride, convolution.padding, convolution.dilation, convolution.groups
+        with suppress(RuntimeError):  # cuDNN may have no kernel for a shape on some card
+            if added is None:
+                return torch.cudnn_convolution_relu(x, weight, bias, *form)
+            return torch.cudnn_convolution_add_relu(x, weight, added, 1.0, bias, *form)
+    x = convolution(x)
+    return torch.relu(x if added is None else x + added)

@@ -66,9 +66,9 @@ def record(students: Sequence[nn.Module], given: Sequence[tuple[Tensor, ...]]) -
         callables = tuple(TensorArguments(student).train() for student in students)
         return list(torch.cuda.make_graphed_callables(callables, tuple(given)))
     except RuntimeError as error:
-        torch.cuda.set_stream(stream)  # a recording that broke off leaves its own behind
         warnings.warn(f"training without CUDA graphs, which is slower: {error}", stacklevel=2)
         return [TensorArguments(student) for student in students]
     finally:
+        torch.cuda.set_stream(stream)  # a recording that broke off leaves its own behind
         if collects:
             gc.enable()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-STUDENTS, ORDER, FUSION, HOLDOUT, SETTLE = range(5)  # the streams that share one seed
+STUDENTS, ORDER, FUSION, HOLDOUT, SETTLE, CHOICE = range(6)  # the streams that share one seed
 
 
 def generator(seed: int, *stream: int) -> torch.Generator:

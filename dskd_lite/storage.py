@@ -79,7 +79,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 def check_place(path: Path) -> None:
     """Raise InputError if ``path`` can be no folder that is written to; makes nothing."""
-    existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+    try:
+        existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise unwritable(path, error) from error
     if not existing.is_dir():
         raise InputError(f"{path} cannot be a folder: {existing} is a file; choose another --out")
     if not os.access(existing, os.W_OK | os.X_OK):

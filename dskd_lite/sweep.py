@@ -156,13 +156,16 @@ def run_sweep(
 
     file = options.out / RESULTS
     rows = {row["key"]: row for row in read_results(file)}
-    listings: dict[Path, int] = {}
+    checksums: dict[Path, int] = {}
     for job in planned:
         if job.key in rows:
             check_same_options(job, rows[job.key], file)
             root = job.config.data
-            listings[root] = listings.get(root) or scan_category(root).listing
-            if rows[job.key].get("listing", listings[root]) != listings[root]:  # older rows lack it
+            if root not in checksums:
+                checksums[root] = scan_category(root).checksum
+            if (
+                rows[job.key].get("checksum", checksums[root]) != checksums[root]
+            ):  # older rows lack it
                 raise InputError(
                     f"{file} holds {job.key} of other images than {root} has now: give another "
                     f"--out, or delete that line, and {file.parent / job.key} if it is there"
@@ -208,10 +211,10 @@ def run_job(job: Job, threads: int) -> dict[str, Any]:
     from dskd_lite.datasets.folder import scan_category
 
     torch.set_num_threads(threads)
-    listing = scan_category(job.config.data).listing
+    checksum = scan_category(job.config.data).checksum
     report = experiment.run(job.config)
     names = ("scores", "verdicts", "images", "fusion_weights", "thresholds", "seconds", "versions")
-    row = {"key": job.key, "category": job.config.data.name, "listing": listing}
+    row = {"key": job.key, "category": job.config.data.name, "checksum": checksum}
     return row | {name: report[name] for name in names} | {"config": portable(report["config"])}
 
 

@@ -27,7 +27,7 @@ from dskd_lite.errors import InputError
 from dskd_lite.fusion import MixLine, dice_loss, inverse_variance_weights, manual_weights
 from dskd_lite.graphs import StudentRunner
 from dskd_lite.parallel import new_accelerator, share_of, synchronise_batch_norm
-from dskd_lite.seeding import FUSION, HOLDOUT, ORDER, SETTLE, generator
+from dskd_lite.seeding import CHOICE, FUSION, HOLDOUT, ORDER, SETTLE, generator
 from dskd_lite.storage import save_tensors, whole_file
 from dskd_lite.students import ForwardStudent
 from dskd_lite.synthetic_noise import SyntheticNoise
@@ -104,9 +104,9 @@ def train_students(
     state is saved once a minute, on Ctrl-C (unless it falls into an update of the weights) and at
     the end, and ``resume`` continues from it to the same weights as a run that was never stopped.
     The teacher's features are computed once and kept on the device if they take no more than 2 GiB,
-    or on a GPU a quarter of its free memory. On one GPU, batches of the usual size run as CUDA
-    graphs. Several processes (``accelerate launch``) share each batch and reach the weights of a
-    single one, up to rounding.
+    or on a GPU, with the images, a quarter of its free memory. On one GPU, batches of the usual
+    size run as CUDA graphs. Several processes (``accelerate launch``) share each batch and reach
+    the weights of a single one, up to rounding.
 
     Raises InputError if the loss is not finite (the last checkpoint stays), the checkpoint cannot
     be written or belongs to another run, or a batch has fewer images than there are processes.
@@ -154,14 +154,14 @@ def train_students(
         if checkpoint is not None and main:
             _save_checkpoint(checkpoint, run, done, students, optimizer, accelerator.scaler)
 
-    normals = _NormalImages(detector, images, batch_size, accelerator, keep=epochs > 1)
-    run_students = StudentRunner(prepared)
-    if accelerator.device.type == "cuda" and processes == 1:
-        # Batches differ by one image at most; a CUDA graph is for the size that most of them have.
-        most = len(np.array_split(range(len(images)), steps_per_epoch)[steps_per_epoch // 2])
-        run_students.record(_student_inputs(students, *normals(np.arange(most))))
     saved_at, consistent = monotonic(), True
     try:
+        normals = _NormalImages(detector, images, batch_size, accelerator, keep=epochs > 1)
+        run_students = StudentRunner(prepared)
+        if accelerator.device.type == "cuda" and processes == 1:
+            # Batches differ by one image at most; a CUDA graph is for the size that most have.
+            most = len(np.array_split(range(len(images)), steps_per_epoch)[steps_per_epoch // 2])
+            run_students.record(_student_inputs(students, *normals(np.arange(most))))
         while done < steps:
             epoch, step = divmod(done, steps_per_epoch)
             order = torch.randperm(len(images), generator=generator(seed, ORDER, epoch)).numpy()
@@ -450,7 +450,7 @@ def train_fusion(
     device = fusion.weight.device
     fits = MAX_CACHED_MAPS // (rounds * 7 * 4 * images.shape[1] * images.shape[2])
     if len(images) > max(fits, batch_size):
-        order = torch.randperm(len(images), generator=generator(seed, FUSION)).numpy()
+        order = torch.randperm(len(images), generator=generator(seed, CHOICE)).numpy()
         drawn = np.sort(order[: max(fits, batch_size)])
         images, allowed = images[drawn], None if allowed is None else allowed[drawn]
     banks: list[tuple[Tensor, Tensor]] = []

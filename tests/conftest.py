@@ -15,9 +15,10 @@ from PIL import Image
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    torch.set_num_threads(1)  # so that sums come in one order, and parallel runs do not collide
+    """So that sums come in one order, and parallel runs do not collide; tests may change it."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

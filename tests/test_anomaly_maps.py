@@ -33,6 +33,8 @@ def test_cosine_distance_knows_equal_opposite_and_orthogonal() -> None:
     for other, expected in ((7 * x, 0.0), (-x, 2.0), (y, 1.0), (0 * x, 1.0)):
         assert cosine_distance(x, other).item() == pytest.approx(expected, abs=1e-6)
         assert cosine_distance(x.half(), other.half()).item() == pytest.approx(expected, abs=1e-6)
+    short = (1e-5 * x).bfloat16()
+    assert cosine_distance(short, short).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_losses_differ_as_their_definitions_do() -> None:

@@ -541,3 +541,11 @@ def test_a_category_that_is_too_small_stops_before_the_first_is_trained(
     out = tmp_path / "run"
     assert main(["train", str(tmp_path / "data"), *FAST, "--out", str(out)]) == 2
     assert not out.exists()
+
+
+def test_a_place_that_cannot_even_be_looked_at_is_named(
+    make_category: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / ("x" * 300) / "run"
+    assert main(["train", str(make_category()), *FAST, "--out", str(out)]) == 2
+    assert "could not be written (File name too long)" in capsys.readouterr().err

@@ -456,6 +456,27 @@ def test_an_accelerator_keeps_no_detector_alive() -> None:
     assert trained() is None
 
 
+def test_ctrl_c_before_the_first_step_leaves_plain_students(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Accelerate's autocast must not stay around their forward pass."""
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "_cached_features", interrupted)
+    detector = _detector()
+    with pytest.raises(KeyboardInterrupt):
+        train_students(detector, IMAGES, 2, accelerator=new_accelerator(cpu=True, precision="bf16"))
+    images, untouched = to_tensor(IMAGES), _detector()
+    for found, plain in zip(
+        detector.eval().forward_student(images),
+        untouched.eval().forward_student(images),
+        strict=True,
+    ):
+        assert torch.equal(found, plain)
+
+
 def test_training_goes_on_where_no_graph_can_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the same results as without the attempt; a CUDA device says so with a RuntimeError."""
 

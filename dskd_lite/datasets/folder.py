@@ -50,12 +50,18 @@ class Category:
         return bool(defective) and all(s.mask is not None for s in defective)
 
     @property
-    def listing(self) -> int:
-        """A checksum of the names and lengths of all files: other images have another."""
+    def checksum(self) -> int:
+        """CRC-32 of the names and contents of all files; raises InputError if one is unreadable."""
         masks = [s.mask for s in self.test if s.mask is not None]
-        files = (*self.train, *(s.path for s in self.test), *masks)
-        lines = (f"{f.relative_to(self.root).as_posix()} {f.stat().st_size}\n" for f in files)
-        return zlib.crc32("".join(lines).encode("utf-8", "surrogateescape"))
+        value = 0
+        for file in (*self.train, *(s.path for s in self.test), *masks):
+            name = file.relative_to(self.root).as_posix()
+            value = zlib.crc32(name.encode("utf-8", "surrogateescape"), value)
+            try:
+                value = zlib.crc32(file.read_bytes(), value)
+            except OSError as error:
+                raise InputError(f"{file} cannot be read: {error.strerror}") from error
+        return value
 
 
 def is_image_file(path: Path) -> bool:
