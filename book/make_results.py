@@ -108,7 +108,8 @@ Longer training ranks whole images far better on both sets, with every map. On m
 
 ```bash
 dskd sweep SCREW TILES --methods dskd rd4ad --teachers $RESNET18 \\
-    --image-sizes 256 --epochs 200 --textures DTD --workers 6 --threads 2 --out runs/full
+    --image-sizes 256 --epochs 200 --textures DTD \\
+    --workers 6 --threads 2 --out runs/full
 ```
 
 {full}
@@ -426,9 +427,9 @@ def _full(rows: Rows) -> str:
             )
     return (
         "Computed on one NVIDIA H200 in bf16, six runs at a time (torch 2.11, CUDA 13), November 2026. Images and masks "
-        "were reduced to 256 px beforehand, by the resizing that the runs begin with. Scored in float32, batch norm settled in random order. Seconds are a whole run's, with "
+        "were reduced to 256 px beforehand, by the resizing that the runs begin with. Scored in float32, batch norm settled in random order. Under *s* stand a whole run's seconds, with "
         "evaluation, beside five others.\n\n"
-        + _markdown(["Set", "Map", "Seeds", *METRICS.values(), "Seconds"], lines)
+        + _markdown(["Set", "Map", "Seeds", *METRICS.values(), "s"], lines)
         + "\n\n"
         + " ".join(verdicts)
     )
