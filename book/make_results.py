@@ -412,9 +412,10 @@ def _full(rows: Rows) -> str:
             seeds[method] = sorted(row["config"]["seed"] for row in own)
             seconds = f"{statistics.mean(sum(row['seconds'].values()) for row in own):.0f}"
             table = _means(rows, category, method, IMAGENET, "256")
-            head = [_title(category), ", ".join(map(str, seeds[method]))]
+            ran = ", ".join(map(str, seeds[method]))
             for name in names:
-                lines.append([head[0], MAPS[name], head[1], *_figures(table[name]), seconds])
+                figures = _figures(table[name])
+                lines.append([_title(category), MAPS[name], ran, *figures, seconds])
         if seeds["dskd"] == seeds["rd4ad"]:
             verdicts.append(
                 f"On {category.replace('_', ' ')} the fused map stands, in points, "

@@ -19,9 +19,8 @@ def cosine_distance(teacher_features: Tensor, student_features: Tensor) -> Tenso
     Computed in float32 at least: near 1 the steps of bf16 are as large as the distances. By
     rounding, equal features come out a few millionths to either side of 0.
     """
-    if torch.float64 in (teacher_features.dtype, student_features.dtype) or (
-        teacher_features.dtype == student_features.dtype == torch.float32
-    ):
+    dtypes = {teacher_features.dtype, student_features.dtype}
+    if dtypes == {torch.float32} or torch.float64 in dtypes:
         return 1 - F.cosine_similarity(teacher_features, student_features, dim=1)
     # The same in fewer passes: norms add up in float32 what they read in half precision.
     norms = [

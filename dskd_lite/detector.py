@@ -15,7 +15,7 @@ import dskd_lite
 from dskd_lite._torchvision import torchvision
 from dskd_lite.anomaly_maps import COMPARED_STAGES, GaussianSmoothing, anomaly_maps
 from dskd_lite.errors import InputError
-from dskd_lite.folding import fold_batch_norm
+from dskd_lite.folding import fold_batch_norm, fuse_blocks
 from dskd_lite.fusion import ScoreMapFusion, forward_map, manual_fusion, reverse_map
 from dskd_lite.storage import read_json, save_tensors, whole_folder, write_json
 from dskd_lite.students import ForwardStudent, ReverseStudent
@@ -169,7 +169,7 @@ class DistillationDetector(StoredDetector):
         raise NotImplementedError
 
     def for_scoring(self) -> Self:
-        """Copy in eval mode whose convolutions took in batch norm: see ``fold_batch_norm``."""
+        """Copy in eval mode: see ``fold_batch_norm``, and on a GPU ``fuse_blocks``."""
         device = self.smoothing.kernel.device
         # Older cards than Ampere's have no bf16; there nobody has tried cuDNN's fused convolutions.
         fused = (
@@ -178,7 +178,10 @@ class DistillationDetector(StoredDetector):
             and torch.backends.cudnn.enabled
             and torch.cuda.get_device_capability(device) >= (8, 0)
         )
-        return fold_batch_norm(self, HALF.get(self.precision) if fused else None)
+        folded = fold_batch_norm(self)
+        if fused and self.precision in HALF:
+            fuse_blocks(folded, HALF[self.precision])
+        return folded
 
 
 class DSKD(DistillationDetector):

@@ -17,16 +17,14 @@ N = TypeVar("N", bound=nn.Module)
 
 
 @torch.no_grad()
-def fold_batch_norm(network: N, half: torch.dtype | None = None) -> N:
+def fold_batch_norm(network: N) -> N:
     """Copy of a network for scoring, in eval mode: each convolution takes in its batch norm.
 
     In eval mode batch norm multiplies and shifts each channel by fixed numbers, which a
     convolution's weights and bias can do as well: outputs change by rounding only. A batch norm
     belongs to the convolution that is registered right before it in the same module, as in
-    torchvision's blocks and in ``nn.Sequential``. ``half``, bfloat16 or float16, is for CUDA with
-    autocast to it: convolutions keep their weights in it, and those of residual blocks are computed
-    in one pass with what follows them. The network itself stays as it is; tensors that nothing is
-    folded into are shared with it.
+    torchvision's blocks and in ``nn.Sequential``. The network itself stays as it is; tensors that
+    nothing is folded into are shared with it.
     """
     shared = {id(t): t for t in (*network.parameters(), *network.buffers())}
     folded = copy.deepcopy(network, shared).eval()
@@ -39,12 +37,14 @@ def fold_batch_norm(network: N, half: torch.dtype | None = None) -> N:
             ):
                 setattr(module, name, fuse_conv_bn_eval(convolution, norm, transposed))
                 setattr(module, norm_name, nn.Identity())
-    if half is not None:
-        _keep_in_half(folded, half)
     return folded
 
 
-def _keep_in_half(folded: nn.Module, half: torch.dtype) -> None:
+def fuse_blocks(folded: nn.Module, half: torch.dtype) -> None:
+    """Make a folded copy faster on CUDA under autocast to ``half``, bfloat16 or float16, in place.
+
+    Convolutions keep their weights in ``half``, and each residual block becomes a ``FusedBlock``.
+    """
     for module in list(folded.modules()):
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             for name, tensor in list(module.named_parameters(recurse=False)):

@@ -35,8 +35,11 @@ class StudentRunner:
         self.recorded_size = 0
 
     def record(self, given: Sequence[tuple[Tensor, ...]]) -> None:
-        """Record batches of this size, before the first step: what a step on the default stream
-        leaves to autograd, while its loss lives, would break the recording."""
+        """Record batches of this size as CUDA graphs; to be done before the first step.
+
+        What a step on the default stream leaves to autograd lives as long as its loss, and would
+        break the recording.
+        """
         self.recorded = record([runner.student for runner in self.plain], given)
         self.recorded_size = len(given[0][0])
 

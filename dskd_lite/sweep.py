@@ -159,17 +159,10 @@ def run_sweep(
     checksums: dict[Path, int] = {}
     for job in planned:
         if job.key in rows:
-            check_same_options(job, rows[job.key], file)
             root = job.config.data
             if root not in checksums:
                 checksums[root] = scan_category(root).checksum
-            if (
-                rows[job.key].get("checksum", checksums[root]) != checksums[root]
-            ):  # older rows lack it
-                raise InputError(
-                    f"{file} holds {job.key} of other images than {root} has now: give another "
-                    f"--out, or delete that line, and {file.parent / job.key} if it is there"
-                )
+            check_same_run(job, rows[job.key], checksums[root], file)
     waiting = [job for job in planned if job.key not in rows]
     say(f"{len(planned)} runs, {len(planned) - len(waiting)} done before")
     failed: list[str] = []
@@ -218,11 +211,17 @@ def run_job(job: Job, threads: int) -> dict[str, Any]:
     return row | {name: report[name] for name in names} | {"config": portable(report["config"])}
 
 
-def check_same_options(job: Job, row: dict[str, Any], file: Path) -> None:
-    """Raise InputError if a row of the results file was run with other options than the job's.
+def check_same_run(job: Job, row: dict[str, Any], checksum: int, file: Path) -> None:
+    """Raise InputError if a row of the results file comes of other options or other images.
 
+    ``checksum`` is that of the job's images; rows that are older than checksums are not compared.
     An option that is younger than the row had its default.
     """
+    remedy = f"another --out, or delete that line, and {file.parent / job.key} if it is there"
+    if row.get("checksum", checksum) != checksum:
+        raise InputError(
+            f"{file} holds {job.key} of other images than {job.config.data} has now: give {remedy}"
+        )
     defaults = {field.name: field.default for field in fields(job.config)}
     planned, defaults = (
         json.loads(json.dumps(values, default=str))
@@ -233,8 +232,7 @@ def check_same_options(job: Job, row: dict[str, Any], file: Path) -> None:
         if name not in ("device", "resume") and stored != value:
             raise InputError(
                 f"{file} holds {job.key} with {name} {stored}, not {value}: give the same options, "
-                f"another --out, or delete that line, and {file.parent / job.key} if it is there, "
-                "whose checkpoint would bring the old options back"
+                f"{remedy}, whose checkpoint would bring the old options back"
             )
 
 

@@ -103,8 +103,8 @@ def train_students(
     The order of the images depends on the seed and the epoch alone. With a ``checkpoint`` path the
     state is saved once a minute, on Ctrl-C (unless it falls into an update of the weights) and at
     the end, and ``resume`` continues from it to the same weights as a run that was never stopped.
-    The teacher's features are computed once and kept on the device if they take no more than 2 GiB,
-    or on a GPU, with the images, a quarter of its free memory. On one GPU, batches of the usual
+    The teacher's features are computed once and kept on the device, with the images, if they take
+    no more than 2 GiB, or on a GPU a quarter of its free memory. On one GPU, batches of the usual
     size run as CUDA graphs. Several processes (``accelerate launch``) share each batch and reach
     the weights of a single one, up to rounding.
 
@@ -227,7 +227,7 @@ def _images_last(images: np.ndarray | Tensor, device: torch.device) -> Tensor:
 class _NormalImages:
     """Normal images and the teacher's features of them, as batches on the device.
 
-    ``keep``: compute the features once, and keep them on the device if they fit.
+    ``keep``: compute the features once, and keep them and the images on the device if they fit.
     """
 
     def __init__(
@@ -243,7 +243,7 @@ class _NormalImages:
         self.features = (
             _cached_features(detector, images, batch_size, accelerator) if keep else None
         )
-        if self.features is not None and accelerator.device.type == "cuda":
+        if self.features is not None:
             # Beside their features they are small, and a step need not wait for their copy.
             self.images = torch.from_numpy(np.array(images)).to(accelerator.device)
 
@@ -255,8 +255,7 @@ class _NormalImages:
             with self.accelerator.autocast():
                 return normal, self.detector.teacher(normal, self.detector.stages_read)
         where = torch.from_numpy(indices).to(device)
-        chosen = self.images[indices if isinstance(self.images, np.ndarray) else where]
-        return _images_last(chosen, device), [stage[where] for stage in self.features]
+        return _images_last(self.images[where], device), [stage[where] for stage in self.features]
 
 
 def _student_inputs(

@@ -13,7 +13,7 @@ from dskd_lite.baselines.rd4ad import RD4AD
 from dskd_lite.cost import count_cost
 from dskd_lite.detector import DSKD, Thresholds
 from dskd_lite.errors import InputError
-from dskd_lite.folding import FusedBlock, fold_batch_norm
+from dskd_lite.folding import FusedBlock, fuse_blocks
 from dskd_lite.teacher import Teacher
 
 
@@ -197,7 +197,9 @@ def test_folding_changes_no_map_and_leaves_no_batch_norm(
     before = {key: value.clone() for key, value in detector.state_dict().items()}
     images = _images().double()
     with torch.no_grad():
-        folded = fold_batch_norm(detector, torch.float64) if fused else detector.for_scoring()
+        folded = detector.for_scoring()
+        if fused:
+            fuse_blocks(folded, torch.float64)
         expected, found = detector(images), folded(images)
     assert expected.score_maps.std() > 0.01
     for a, b in zip(found, expected, strict=True):

@@ -69,6 +69,10 @@ def test_each_class_in_turn_is_normal_and_one_that_is_done_is_not_run_again(
 
     assert main([*command, "--fusion", "paper"]) == 2
     assert "with fusion recommended, not paper" in capsys.readouterr().err
+    image = sorted((classes / "test").rglob("*.png"))[0]
+    Image.new("RGB", Image.open(image).size).save(image)
+    assert main(command) == 2
+    assert "of other images than" in capsys.readouterr().err
 
 
 def test_an_interrupted_class_goes_on_from_its_checkpoint(

@@ -7,6 +7,7 @@ digits, which need no download. Train on ``task.train``, score ``task.images`` a
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,14 @@ class LabelledImages:
         """The classes that have training images and test images."""
         present = set(self.train_labels.tolist()) & set(self.test_labels.tolist())
         return tuple(name for index, name in enumerate(self.classes) if index in present)
+
+    @property
+    def checksum(self) -> int:
+        """CRC-32 of all pixels, labels and names of classes."""
+        value = zlib.crc32("\n".join(self.classes).encode("utf-8", "surrogateescape"))
+        for part in (self.train, self.train_labels, self.test, self.test_labels):
+            value = zlib.crc32(np.ascontiguousarray(part), value)
+        return value
 
     def task(self, normal: str) -> OneClassTask:
         """The task in which the class ``normal`` is normal.
