@@ -253,7 +253,7 @@ def check_geometry(image_size: int, smoothing_sigma: float) -> None:
         raise InputError(
             f"image size {image_size} does not fit the backbone: choose a multiple of 32"
         )
-    if not (smoothing_sigma >= 0 and int(4 * smoothing_sigma + 0.5) < image_size):  # the radius
+    if not 0 <= smoothing_sigma < (image_size - 0.5) / 4:  # the radius is less than the size
         raise InputError(
             f"smoothing sigma {smoothing_sigma} must be at least 0 and under a quarter of the "
             f"image size {image_size}"
@@ -263,6 +263,11 @@ def check_geometry(image_size: int, smoothing_sigma: float) -> None:
 def saved_kind(folder: Path) -> str:
     """Name of the class of detector that a folder holds; raises InputError if it holds none."""
     return _read_description(folder)["detector"]
+
+
+def about_saved(folder: Path) -> dict[str, Any]:
+    """What ``save`` was told ``about`` a detector; raises InputError if a folder holds none."""
+    return _read_description(folder).get("about", {})
 
 
 def _read_description(folder: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from dskd_lite.detector import (
     DSKD,
     DistillationDetector,
     StoredDetector,
+    about_saved,
     saved_kind,
     versions,
 )
@@ -32,7 +33,7 @@ from dskd_lite.evaluation import evaluate, fit_thresholds, score_images
 from dskd_lite.foreground import object_masks, read_regions
 from dskd_lite.parallel import new_accelerator
 from dskd_lite.seeding import STUDENTS, generator
-from dskd_lite.storage import check_place, read_json, whole_file, write_json
+from dskd_lite.storage import check_place, whole_file, write_json
 from dskd_lite.synthetic_noise import SyntheticNoise
 from dskd_lite.teacher import Teacher
 from dskd_lite.training import (
@@ -159,9 +160,14 @@ def run(config: Config, display: Display | None = None) -> dict[str, Any]:
 
 
 def write_report(folder: Path, content: dict[str, Any], sections: list[str]) -> None:
-    """Write report.json and, where there was something to evaluate, report.html."""
+    """Write report.json and, where there was something to evaluate, report.html.
+
+    An older report.html does not stay beside a report that has none.
+    """
     write_json(folder / REPORT, content)
-    if any(sections):
+    if not any(sections):
+        (folder / PAGE).unlink(missing_ok=True)
+    else:
         method = content["config"]["method"]
         title = method.upper() if method in ("dskd", "rd4ad", "pca") else method.capitalize()
         title += f" on {Path(content['data']).resolve().name}"
@@ -374,7 +380,7 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 def load_run(folder: Path) -> StoredDetector:
     """The detector of a run: give the run's folder, or the model's."""
-    model = folder / MODEL if (folder / MODEL).is_dir() else folder
+    model = _model_of(folder)
     if not model.is_dir():
         raise InputError(f"{folder} is not a folder: give one that `dskd train` wrote")
     several = sorted(path.parent.name for path in folder.glob(f"*/{MODEL}"))
@@ -384,6 +390,10 @@ def load_run(folder: Path) -> StoredDetector:
         )
     kinds = {kind.__name__: kind for kind in DETECTORS.values()}
     return kinds.get(saved_kind(model), DSKD).load(model)
+
+
+def _model_of(run: Path) -> Path:
+    return run / MODEL if (run / MODEL).is_dir() else run
 
 
 def evaluate_run(
@@ -401,8 +411,12 @@ def evaluate_run(
     data cannot be read.
     """
     display = display or Silent()
-    trained_on = read_json(folder / REPORT)
+    if batch_size < 1:
+        raise InputError(f"--batch-size {batch_size} must be at least 1")
     detector = load_run(folder)
+    trained_on = about_saved(_model_of(folder))
+    if not {"data", "config"} <= trained_on.keys():
+        raise InputError(f"{folder} does not say how it was trained: give a run of `dskd train`")
     category = scan_category(data or Path(trained_on["data"]))
     if not category.test:
         raise InputError(

@@ -170,7 +170,8 @@ def picture_grid(
             number = row * columns + column if len(titles) > columns else column
             if number < len(titles) and (row == 0 or len(titles) > columns):
                 title = titles[number].replace("_", " ")
-                axis.set_title(title, fontsize=9 if len(title) <= 20 else 7)
+                size = 9 if len(title) <= 20 else 7
+                axis.set_title(title, fontsize=size, parse_math=False)  # $ in a file's name
         if row < len(row_titles):
             axes[row, 0].set_ylabel(row_titles[row], fontsize=9)
     return figure

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from dskd_lite import plots
-from dskd_lite.datasets.folder import IMAGE_SUFFIXES, is_image_file, open_image
+from dskd_lite.datasets.folder import IMAGE_SUFFIXES, images_below, open_image
 from dskd_lite.detector import StoredDetector
 from dskd_lite.errors import InputError
 from dskd_lite.storage import whole_file
@@ -41,14 +41,15 @@ def find_photos(source: Path, out: Path) -> tuple[Path, list[Path]]:
     What lies in ``out``, the folder for results, is no photo. Raises InputError if there is none,
     or ``out`` is the folder of the photos.
     """
-    if source.is_file():
-        return source.parent, [source]
-    if not source.is_dir():
+    if not source.exists():
         raise InputError(f"{source} does not exist: give an image or a folder of images")
-    results, place = out.resolve(), source.resolve()
-    if results == place:
+    folder = source.parent if source.is_file() else source
+    results, place = out.resolve(), folder.resolve()
+    if results == place:  # files of its owner may have the results' names
         raise InputError(f"{out} holds the photos: give another --out for overlays and masks")
-    photos = sorted(p for p in source.rglob("*") if is_image_file(p))
+    if source.is_file():
+        return folder, [source]
+    photos = images_below(source)
     if results.is_relative_to(place):
         photos = [p for p in photos if not p.resolve().is_relative_to(results)]
     if not photos:
@@ -73,8 +74,10 @@ def predict(
     one, to the photo's own maximum. A photo that cannot be read is reported in its verdict and
     skipped.
 
-    Raises InputError if there is no photo, or ``out`` cannot be written.
+    Raises InputError if there is no photo, ``batch_size`` is under 1, or ``out`` cannot be written.
     """
+    if batch_size < 1:
+        raise InputError(f"--batch-size {batch_size} must be at least 1")
     root, paths = find_photos(source, out)
     twins = _same_stem(paths)
     detector = detector.for_scoring()

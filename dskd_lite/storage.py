@@ -55,6 +55,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
+                file.chmod(0o644)
                 _flush_to_disk(file)
         temporary.chmod(0o755)
         if path.exists():

@@ -86,7 +86,10 @@ def jobs(options: Sweep, parse: Callable[[list[str]], Config]) -> Iterator[Job]:
         parts = [root.name, method, label, size, f"e{options.epochs}", *variant.split(), f"s{seed}"]
         key = "_".join(str(part) for part in parts)
         if key in names:
-            raise InputError(f"two runs of the sweep are called {key}: rename one of the folders")
+            raise InputError(
+                f"two runs of the sweep are called {key}: rename one of the folders, or "
+                "name each option once"
+            )
         names.add(key)
         yield Job(
             key,
@@ -132,11 +135,14 @@ def read_results(file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
         try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise InputError(f"{file} is damaged in line {number}: delete that line") from error
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or "key" not in row:
+            raise InputError(f"{file} is damaged in line {number}: delete that line")
+        rows.append(row)
     return rows
 
 
@@ -228,7 +234,7 @@ def check_same_run(job: Job, row: dict[str, Any], checksum: int, file: Path) -> 
         for values in (portable(asdict(job.config)), defaults)
     )
     for name, value in planned.items():
-        stored = row["config"].get(name, defaults[name])
+        stored = row.get("config", {}).get(name, defaults[name])
         if name not in ("device", "resume") and stored != value:
             raise InputError(
                 f"{file} holds {job.key} with {name} {stored}, not {value}: give the same options, "

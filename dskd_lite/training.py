@@ -178,7 +178,8 @@ def train_students(
             value = value * (len(own) * processes / len(chosen))
             whole = accelerator.reduce(value.detach(), "mean")
             if not torch.isfinite(whole):
-                kept = f"the last checkpoint is kept in {checkpoint}; " if checkpoint else ""
+                stored = checkpoint is not None and checkpoint.is_file()
+                kept = f"the last checkpoint is kept in {checkpoint}; " if stored else ""
                 raise InputError(
                     f"the loss became {whole.item()} in epoch {epoch + 1}, step {step + 1} of "
                     f"{steps_per_epoch}: {kept}try a lower --learning-rate, or --precision fp32"

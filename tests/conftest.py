@@ -15,9 +15,13 @@ from PIL import Image
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+# So that sums come in one order, and parallel runs do not collide: here for fixtures that outlive
+# a test, below because some tests change it.
+torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """So that sums come in one order, and parallel runs do not collide; tests may change it."""
     torch.set_num_threads(1)
 
 

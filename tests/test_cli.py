@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -103,6 +104,39 @@ def test_evaluate_gives_the_figures_of_training(
         assert again["scores"][method] == pytest.approx(scores, abs=1e-4)  # float32 rounds
     fused = f"{100 * first['scores']['fused']['image_auroc']:.1f}"
     assert fused in capsys.readouterr().out
+    assert main(["evaluate", str(run), "--device", "cpu", "--batch-size", "0"]) == 2
+    assert "--batch-size 0 must be at least 1" in capsys.readouterr().err
+
+
+def test_evaluate_believes_the_model_and_not_an_older_report(
+    trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """As a run leaves it that ends between saving its model and writing its report."""
+    root, run = trained
+    shutil.copytree(run, tmp_path / "run")
+    old = {"data": str(tmp_path / "elsewhere"), "config": {"method": "dskd", "seed": 7}}
+    (tmp_path / "run" / "report.json").write_text(json.dumps(old))
+    content = experiment.evaluate_run(tmp_path / "run", None, tmp_path / "out", device="cpu")
+    assert content["data"] == str(root)
+    assert content["config"]["seed"] == 0
+    model = tmp_path / "run" / "model"
+    detector = experiment.load_run(model)
+    detector.save(model)  # without a word about its training
+    with pytest.raises(InputError, match="does not say how it was trained"):
+        experiment.evaluate_run(tmp_path / "run", None, tmp_path / "out", device="cpu")
+
+
+def test_a_page_does_not_outlive_its_report(tmp_path: Path) -> None:
+    content = {"config": {"method": "dskd"}, "data": "x"}
+    (tmp_path / "report.html").write_text("of an earlier run")
+    experiment.write_report(tmp_path, content, [""])
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_a_name_with_dollars_is_no_formula() -> None:
+    picture = np.zeros((4, 4, 3), np.uint8)
+    figure = plots.picture_grid([[picture]], ["hole/a$_$b"])
+    figure.canvas.draw()
 
 
 def test_predict_writes_overlays_masks_and_scores_and_skips_the_unreadable(
@@ -138,6 +172,8 @@ def test_photos_of_one_name_both_get_results_and_results_are_no_photos(tmp_path:
     for name, size in (("a.png", (32, 32)), ("a.jpg", (40, 40)), ("b.png", (32, 32))):
         Image.new("RGB", size).save(photos / name)
     (photos / "._a.png").write_bytes(b"what a Mac leaves on a stick")
+    (photos / ".thumbnails").mkdir()
+    Image.new("RGB", (8, 8)).save(photos / ".thumbnails" / "a.png")
     out = photos / "results"
     for _ in range(2):
         verdicts = predict(detector, photos, out)
@@ -147,7 +183,13 @@ def test_photos_of_one_name_both_get_results_and_results_are_no_photos(tmp_path:
     assert (out / "b_overlay.png").is_file()
     with pytest.raises(InputError, match="holds the photos: give another --out"):
         predict(detector, photos, photos)
-    assert len(predict(detector, photos / "b.png", photos)) == 1
+    (photos / "b_mask.png").write_bytes(b"drawn by hand")  # of the photo's owner
+    with pytest.raises(InputError, match="holds the photos: give another --out"):
+        predict(detector, photos / "b.png", photos)
+    (photos / "b_mask.png").unlink()
+    assert len(predict(detector, photos / "b.png", out)) == 1
+    with pytest.raises(InputError, match="--batch-size 0 must be at least 1"):
+        predict(detector, photos, out, batch_size=0)
     above = predict(detector, photos, tmp_path)  # the photos lie within it, and stay photos
     assert {photos / "a.jpg", photos / "a.png", photos / "b.png"} < {v.path for v in above}
 

@@ -232,6 +232,13 @@ def test_floating_point_images_and_images_of_absurd_size_are_named(tmp_path: Pat
         open_image(tmp_path / "huge.png")
 
 
+def test_hidden_folders_are_no_defects(make_category: Make) -> None:
+    root = make_category()
+    before = scan_category(root)
+    shutil.copytree(root / "test" / "good", root / "test" / ".thumbnails")
+    assert scan_category(root) == before
+
+
 def test_a_damaged_tag_is_named_whatever_pillow_makes_of_it(tmp_path: Path) -> None:
     """The strips' places are said to be text: Pillow fails with a TypeError."""
     file = tmp_path / "odd.tif"

@@ -79,6 +79,8 @@ def test_save_and_load_give_the_same_detector(partial: bool, tmp_path: Path) -> 
     for a, b in zip(detector(_images()), loaded(_images()), strict=True):
         assert torch.equal(a, b)
     assert loaded.thresholds == detector.thresholds
+    rights = {path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()}
+    assert rights == {0o644}  # for everybody to read
     assert not loaded.training
     description = json.loads((tmp_path / "model" / "model.json").read_text())
     assert description["about"] == {"note": "kept"}
@@ -148,7 +150,9 @@ def test_full_disk_while_saving_keeps_the_old_model(
     assert list(tmp_path.iterdir()) == [folder]
 
 
-@pytest.mark.parametrize(("size", "sigma"), [(16, 1.0), (100, 1.0), (64, 20.0), (64, -1.0)])
+@pytest.mark.parametrize(
+    ("size", "sigma"), [(16, 1.0), (100, 1.0), (64, 20.0), (64, -1.0), (64, float("inf"))]
+)
 def test_sizes_that_do_not_fit_are_refused(size: int, sigma: float) -> None:
     with pytest.raises(InputError):
         DSKD(Teacher("offline", "random"), size, smoothing_sigma=sigma)

@@ -172,9 +172,10 @@ def test_summary_is_mean_and_standard_deviation_over_seeds() -> None:
 
 def test_damaged_results_are_named(tmp_path: Path) -> None:
     file = tmp_path / RESULTS
-    file.write_text('{"key": "a"}\nnonsense\n' + json.dumps({"key": "b"}) + "\n")
-    with pytest.raises(InputError, match="damaged in line 2"):
-        read_results(file)
+    for damage in (b"nonsense", b"\xff\xfe", b"5", b"{}"):
+        file.write_bytes(b'{"key": "a"}\n' + damage + b'\n{"key": "b"}\n')
+        with pytest.raises(InputError, match="damaged in line 2"):
+            read_results(file)
 
 
 def test_two_categories_of_one_name_are_refused(

@@ -75,6 +75,16 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if is_image_file(p))
 
 
+def images_below(folder: Path) -> list[Path]:
+    """Image files at any depth below a folder, by path; hidden folders are passed over."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if is_image_file(path)
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
 def find_categories(root: Path) -> list[Path]:
     """The categories in a folder: itself, or its direct subfolders that hold ``train``.
 
@@ -125,7 +135,9 @@ def scan_category(root: Path) -> Category:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def _masks_of(folder: Path, images: Path) -> dict[str, Path]:

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Generator, Tensor
 
-from dskd_lite.datasets.folder import IMAGE_SUFFIXES, is_image_file, open_image, size_of
+from dskd_lite.datasets.folder import IMAGE_SUFFIXES, images_below, open_image, size_of
 from dskd_lite.errors import InputError
 from dskd_lite.seeding import generator
 
@@ -75,7 +75,7 @@ class TextureFolder(Sequence[Tensor]):
         self.image_size = image_size
         if not Path(root).is_dir():
             raise InputError(f"texture folder {root} does not exist: give a folder of images")
-        self.paths = sorted(p for p in Path(root).rglob("*") if is_image_file(p))
+        self.paths = images_below(Path(root))
         if not self.paths:
             kinds = ", ".join(sorted(IMAGE_SUFFIXES))
             raise InputError(f"texture folder {root} holds no image: put some there ({kinds})")
