@@ -124,7 +124,8 @@ def heatmap_grid(
             _bare(axis)
             if row == 0:
                 axis.set_title(name, fontsize=9, color=role_color(name))
-        axes[row, 0].set_ylabel(title.replace("_", " "), fontsize=8)
+        label = title.replace("_", " ")
+        axes[row, 0].set_ylabel(label, fontsize=8, parse_math=False)  # $ in a file's name
     return figure
 
 
@@ -173,7 +174,7 @@ def picture_grid(
                 size = 9 if len(title) <= 20 else 7
                 axis.set_title(title, fontsize=size, parse_math=False)  # $ in a file's name
         if row < len(row_titles):
-            axes[row, 0].set_ylabel(row_titles[row], fontsize=9)
+            axes[row, 0].set_ylabel(row_titles[row], fontsize=9, parse_math=False)
     return figure
 
 

@@ -134,9 +134,14 @@ def test_a_page_does_not_outlive_its_report(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
 
-def test_a_name_with_dollars_is_no_formula() -> None:
+def test_a_name_with_dollars_is_no_formula(make_category: Make, tmp_path: Path) -> None:
+    root = make_category()
+    for file in [*root.glob("test/*/000.png"), *root.glob("ground_truth/*/000_mask.png")]:
+        file.rename(file.with_name(file.name.replace("000", "a$_$b")))
+    assert main(["train", str(root), *FAST, "--out", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "report.html").is_file()
     picture = np.zeros((4, 4, 3), np.uint8)
-    plots.picture_grid([[picture]], ["hole/a$_$b"]).savefig(io.BytesIO())
+    plots.picture_grid([[picture]], ["a$_$b"], ["a$_$b"]).savefig(io.BytesIO())
 
 
 def test_predict_writes_overlays_masks_and_scores_and_skips_the_unreadable(
