@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -198,7 +199,7 @@ def predict(options: Predict) -> None:
 
     detector = experiment.load_run(options.run)
     device = experiment.prepare_detector(detector, options.device, options.precision)
-    _, photos = prediction.find_photos(options.source, options.out)
+    _, photos, others = prediction.find_photos(options.source, options.out)
     with Terminal() as display:
         progress = display.counter("predict", len(photos))
         verdicts = prediction.predict(
@@ -206,9 +207,12 @@ def predict(options: Predict) -> None:
         )
     for v in verdicts:
         score = "" if v.score is None else f"{v.score:.4g}"
-        line = f"{v.verdict:<10} {score:>8}  {v.path}{': ' if v.note else ''}{v.note}"
-        # A name may hold bytes that are no text; print would stop at them.
-        print(line.encode(errors="surrogateescape").decode(errors="backslashreplace"))
+        print(f"{v.verdict:<10} {score:>8}  {v.path}{': ' if v.note else ''}{v.note}")
+    if others:
+        print(
+            f"passed over, being no images that are read here: {others[0]}"
+            f"{f' and {len(others) - 1} more' if others[1:] else ''}"
+        )
     if detector.thresholds is not None:
         print(f"threshold: {detector.thresholds.image:.4g}")
     print(f"overlays, masks and {prediction.SCORES_FILE}: {options.out}")
@@ -310,6 +314,9 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 2 for bad input, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file's name may hold bytes that are no text; print would stop at them.
+        sys.stdout.reconfigure(errors="backslashreplace")
     if arguments in (["--version"], ["-V"]):
         print(__version__)
         return 0

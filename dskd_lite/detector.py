@@ -22,6 +22,7 @@ from dskd_lite.students import ForwardStudent, ReverseStudent
 from dskd_lite.teacher import Teacher, read_weights
 
 FORMAT = 1
+LARGEST_IMAGE = 4096  # there one map takes 67 MB, and so does the matrix that smooths it
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 WEIGHTS_FILE, DESCRIPTION_FILE = "model.safetensors", "model.json"
 
@@ -145,8 +146,9 @@ class StoredDetector(nn.Module):
             detector = cls(*teachers, **description["options"])
             detector.restore(state)
             if description["thresholds"] is not None:
-                detector.thresholds = Thresholds(**description["thresholds"])
-        except (KeyError, TypeError, RuntimeError) as error:
+                numbers = {k: float(v) for k, v in description["thresholds"].items()}
+                detector.thresholds = Thresholds(**numbers)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise InputError(
                 f"{folder} is damaged: its files do not belong together ({error!s:.200})".replace(
                     "\n", " "
@@ -249,9 +251,10 @@ class DSKD(DistillationDetector):
 
 def check_geometry(image_size: int, smoothing_sigma: float) -> None:
     """Raise InputError for an image size or a sigma, both in pixels, that does not fit."""
-    if image_size < 32 or image_size % 32:
+    if not 32 <= image_size <= LARGEST_IMAGE or image_size % 32:
         raise InputError(
-            f"image size {image_size} does not fit the backbone: choose a multiple of 32"
+            f"image size {image_size} does not fit the backbone: choose a multiple of 32, at most "
+            f"{LARGEST_IMAGE}"
         )
     if not 0 <= smoothing_sigma < (image_size - 0.5) / 4:  # the radius is less than the size
         raise InputError(
@@ -277,7 +280,12 @@ def _read_description(folder: Path) -> dict[str, Any]:
             "give a folder that `dskd train` wrote"
         )
     description = read_json(folder / DESCRIPTION_FILE)
-    if not isinstance(description, dict) or "detector" not in description:
+    kinds = {"detector": str, "about": dict, "versions": dict}
+    if (
+        not isinstance(description, dict)
+        or any(not isinstance(description.get(name, kind()), kind) for name, kind in kinds.items())
+        or "detector" not in description
+    ):
         raise InputError(f"{folder / DESCRIPTION_FILE} is damaged: train again")
     if description.get("format") != FORMAT:
         raise InputError(

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +18,13 @@ from dskd_lite import report
 from dskd_lite.baselines import DETECTORS, make_detector
 from dskd_lite.config import Config
 from dskd_lite.datasets.cache import decoded_images
-from dskd_lite.datasets.folder import Category, check_sizes, find_categories, scan_category
+from dskd_lite.datasets.folder import (
+    Category,
+    check_sizes,
+    find_categories,
+    read_masks,
+    scan_category,
+)
 from dskd_lite.datasets.textures import ProceduralTextures, TextureFolder
 from dskd_lite.detector import (
     DSKD,
@@ -33,7 +39,7 @@ from dskd_lite.evaluation import evaluate, fit_thresholds, score_images
 from dskd_lite.foreground import object_masks, read_regions
 from dskd_lite.parallel import new_accelerator
 from dskd_lite.seeding import STUDENTS, generator
-from dskd_lite.storage import check_place, whole_file, write_json
+from dskd_lite.storage import check_place, locked, whole_file, write_json
 from dskd_lite.synthetic_noise import SyntheticNoise
 from dskd_lite.teacher import Teacher
 from dskd_lite.training import (
@@ -116,7 +122,8 @@ def run(config: Config, display: Display | None = None) -> dict[str, Any]:
 
     A single category's model, checkpoint and report lie in ``out``; of several, each in
     ``out/<category>``, and ``out`` gets a report of them all. Everything that can be checked is
-    checked before the first file is written. Raises InputError for anything wrong with the input.
+    checked before the first file is written. Raises InputError for anything wrong with the input,
+    and if another process trains into ``out``.
     """
     display = display or Silent()
     categories = [scan_category(root) for root in find_categories(config.data)]
@@ -133,10 +140,22 @@ def run(config: Config, display: Display | None = None) -> dict[str, Any]:
     regions = [_regions(config, category) for category in categories]
     new_detector(config)  # so that a teacher that does not load stops here
     check_place(config.out)
-    if len(categories) == 1:
-        return _run_category(
-            config, categories[0], config.out, noise, regions[0], accelerator, display
-        )[0]
+    with locked(config.out, wait=False) if accelerator.is_main_process else nullcontext():
+        if len(categories) == 1:
+            return _run_category(
+                config, categories[0], config.out, noise, regions[0], accelerator, display
+            )[0]
+        return _run_categories(config, categories, noise, regions, accelerator, display)
+
+
+def _run_categories(
+    config: Config,
+    categories: list[Category],
+    noise: SyntheticNoise,
+    regions: list[np.ndarray | None],
+    accelerator: Accelerator,
+    display: Display,
+) -> dict[str, Any]:
     reports, sections = [], []
     for number, (category, region) in enumerate(zip(categories, regions, strict=True), start=1):
         display.say(f"{category.name} ({number} of {len(categories)})")
@@ -173,7 +192,8 @@ def write_report(folder: Path, content: dict[str, Any], sections: list[str]) -> 
         title += f" on {Path(content['data']).resolve().name}"
         with whole_file(folder / PAGE) as temporary:
             page = report.html_page(title, content, [s for s in sections if s])
-            temporary.write_text(page, encoding="utf-8")
+            # Of a name that is no text the page shows the bytes.
+            temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def _run_category(
@@ -196,6 +216,7 @@ def _run_category(
                 ("read test", tuple(s.path for s in category.test)),
             )
         )
+        read_masks(category.test, config.image_size)  # a damaged one is not to be met after hours
     detector, images = train_detector(
         config, normal, noise, regions, accelerator, display, seconds, folder / CHECKPOINT
     )
@@ -417,7 +438,7 @@ def evaluate_run(
     trained_on = about_saved(_model_of(folder))
     if not {"data", "config"} <= trained_on.keys():
         raise InputError(f"{folder} does not say how it was trained: give a run of `dskd train`")
-    category = scan_category(data or Path(trained_on["data"]))
+    category = scan_category(data or Path(trained_on["data"]), to_train=False)
     if not category.test:
         raise InputError(
             f"{category.root} has no test images: put some in {category.root / 'test'}"

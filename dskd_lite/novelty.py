@@ -12,7 +12,15 @@ import tyro
 
 from dskd_lite.config import Config, TeacherName
 from dskd_lite.storage import check_place
-from dskd_lite.sweep import RESULTS, Job, add_result, check_same_run, portable, read_results
+from dskd_lite.sweep import (
+    RESULTS,
+    Job,
+    add_result,
+    check_same_run,
+    checksum_inputs,
+    portable,
+    read_results,
+)
 
 if TYPE_CHECKING:  # torch comes in when the command runs, so that --help answers at once
     import numpy as np
@@ -92,9 +100,10 @@ def run_novelty(options: Novelty, display: Display) -> list[dict[str, Any]]:
     jobs = list(_jobs(name, data, options))
     file = options.out / RESULTS
     rows = {row["key"]: row for row in read_results(file)}
+    inputs = checksum_inputs(options, {})
     for job in jobs:
         if job.key in rows:
-            check_same_run(job, rows[job.key], data.checksum, file)
+            check_same_run(job, rows[job.key], data.checksum, inputs, file)
     for number, job in enumerate(jobs, start=1):
         (normal,) = job.config.classes
         state = "done before" if job.key in rows else f"{number} of {len(jobs)}"
@@ -118,6 +127,7 @@ def run_novelty(options: Novelty, display: Display) -> list[dict[str, Any]]:
             "category": name,
             "normal": normal,
             "checksum": data.checksum,
+            "inputs": inputs,
             "scores": {
                 method: {"image_auroc": auroc(values, task.labels)}
                 for method, values in scores.items()

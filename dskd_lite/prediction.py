@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +14,15 @@ import torch
 from PIL import Image
 
 from dskd_lite import plots
-from dskd_lite.datasets.folder import IMAGE_SUFFIXES, images_below, open_image
+from dskd_lite.datasets.folder import IMAGE_SUFFIXES, files_below, is_image_file, open_image
 from dskd_lite.detector import StoredDetector
 from dskd_lite.errors import InputError
 from dskd_lite.storage import whole_file
 from dskd_lite.training import to_tensor
 
 SCORES_FILE = "scores.csv"
+OVERLAY = "overlay"
+LONGEST_NAME = 255  # bytes, on nearly all file systems
 
 
 @dataclass(frozen=True)
@@ -35,11 +39,11 @@ class Verdict:
     note: str = ""
 
 
-def find_photos(source: Path, out: Path) -> tuple[Path, list[Path]]:
-    """The folder that names are relative to, and the images: one file, or all below a folder.
+def find_photos(source: Path, out: Path) -> tuple[Path, list[Path], list[Path]]:
+    """The folder that names are relative to, the photos, and the files that are none.
 
-    What lies in ``out``, the folder for results, is no photo. Raises InputError if there is none,
-    or ``out`` is the folder of the photos.
+    Photos are one file, or all images below a folder. What lies in ``out``, the folder for results,
+    is neither. Raises InputError if there is no photo, or ``out`` is the folder of the photos.
     """
     if not source.exists():
         raise InputError(f"{source} does not exist: give an image or a folder of images")
@@ -48,14 +52,15 @@ def find_photos(source: Path, out: Path) -> tuple[Path, list[Path]]:
     if results == place:  # files of its owner may have the results' names
         raise InputError(f"{out} holds the photos: give another --out for overlays and masks")
     if source.is_file():
-        return folder, [source]
-    photos = images_below(source)
+        return folder, [source], []
+    files = files_below(source)
     if results.is_relative_to(place):
-        photos = [p for p in photos if not p.resolve().is_relative_to(results)]
+        files = [p for p in files if not p.resolve().is_relative_to(results)]
+    photos = [path for path in files if is_image_file(path)]
     if not photos:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
         raise InputError(f"{source} holds no image: put photos there ({kinds})")
-    return source, photos
+    return source, photos, [path for path in files if not is_image_file(path)]
 
 
 def predict(
@@ -68,18 +73,18 @@ def predict(
 ) -> list[Verdict]:
     """Score photos; write ``<name>_overlay.png`` and ``<name>_mask.png`` for each, and scores.csv.
 
-    The name is the photo's without its suffix, or with it where two photos differ in nothing else.
+    The name is the photo's without its suffix, or with it where another photo has that name too.
     Overlays have the photo's own size and one colour scale for all: from 0 to twice the pixel
     threshold stored with the model, so that the threshold lies in the middle; without a positive
-    one, to the photo's own maximum. A photo that cannot be read is reported in its verdict and
-    skipped.
+    one, to the photo's own maximum. A photo that cannot be read, or whose name is too long for
+    results beside it, is reported in its verdict and skipped.
 
     Raises InputError if there is no photo, ``batch_size`` is under 1, or ``out`` cannot be written.
     """
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size} must be at least 1")
-    root, paths = find_photos(source, out)
-    twins = _same_stem(paths)
+    root, paths, _ = find_photos(source, out)
+    names = _result_names(root, paths)
     detector = detector.for_scoring()
     verdicts: list[Verdict] = []
     for start in range(0, len(paths), batch_size):
@@ -88,10 +93,11 @@ def predict(
         unreadable: list[Verdict] = []
         for path in batch:
             try:
+                _check_length(path, names[path])
                 photos.append((path, open_image(path)))
             except InputError as error:
                 unreadable.append(Verdict(path, None, "unreadable", None, str(error)))
-        verdicts += unreadable + list(_judge(detector, photos, root, twins, out, device))
+        verdicts += unreadable + list(_judge(detector, photos, names, out, device))
         progress(len(batch))
     verdicts.sort(key=lambda v: v.path)
     table_file = out / SCORES_FILE
@@ -109,20 +115,30 @@ def predict(
     return verdicts
 
 
-def _same_stem(paths: list[Path]) -> set[Path]:
-    """Photos that differ in nothing but their suffix from another one."""
-    stems: dict[Path, list[Path]] = {}
-    for path in paths:
-        stems.setdefault(path.with_suffix(""), []).append(path)
-    return {path for group in stems.values() if len(group) > 1 for path in group}
+def _result_names(root: Path, photos: list[Path]) -> dict[Path, Path]:
+    """What the results of each photo are named after, relative to ``root``; no two are alike."""
+    photos_of = Counter(photo.with_suffix("") for photo in photos)
+    photos_of.update(photos)  # a.png.bmp is not to be called a.png beside a photo of that name
+    return {
+        photo: (
+            photo if photos_of[photo.with_suffix("")] > 1 else photo.with_suffix("")
+        ).relative_to(root)
+        for photo in photos
+    }
+
+
+def _check_length(photo: Path, name: Path) -> None:
+    if len(os.fsencode(f"{name.name}_{OVERLAY}.png")) > LONGEST_NAME:
+        raise InputError(
+            f"the name of {photo} is too long for one of its overlay: rename the photo"
+        )
 
 
 @torch.no_grad()
 def _judge(
     detector: StoredDetector,
     photos: list[tuple[Path, Image.Image]],
-    root: Path,
-    twins: set[Path],
+    names: dict[Path, Path],
     out: Path,
     device: torch.device | str,
 ) -> Iterator[Verdict]:
@@ -138,15 +154,14 @@ def _judge(
         if limit <= 0:  # no threshold, or scores that go below zero, as a one-class SVM's
             limit = max(float(values.max()), 0.0)
         full = Image.fromarray(values).resize(photo.size, Image.Resampling.BILINEAR)
-        name = path.relative_to(root)
-        name = name if path in twins else name.with_suffix("")
-        _write(plots.overlay(np.asarray(photo), np.asarray(full), limit), out, name, "overlay")
+        overlay = plots.overlay(np.asarray(photo), np.asarray(full), limit)
+        _write(overlay, out, names[path], OVERLAY)
         verdict, area = "unknown", None
         if thresholds is not None:
             verdict = "anomalous" if score > thresholds.image else "normal"
             mask = np.asarray(full) > thresholds.pixel
             area = float(mask.mean())
-            _write(mask.astype(np.uint8) * 255, out, name, "mask")
+            _write(mask.astype(np.uint8) * 255, out, names[path], "mask")
         yield Verdict(path, score, verdict, area)
 
 

@@ -27,7 +27,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
         os.close(handle)
         temporary = Path(name)
         yield temporary
@@ -91,14 +91,24 @@ def check_place(path: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Keep other processes that lock ``path`` waiting; raises InputError if its folder is bad."""
-    from filelock import FileLock
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Keep other processes that lock ``path`` waiting.
+
+    Raises InputError if its folder cannot be written, or, without ``wait``, another has the lock.
+    On the few file systems that know no locks nobody waits.
+    """
+    from filelock import FileLock, Timeout
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_name(f".{path.name}.lock"))
-        lock.acquire()
+        lock = FileLock(path.parent / f".{path.name}.lock")
+        lock.acquire(blocking=wait)
+    except NotImplementedError:
+        pass
+    except Timeout as error:  # an OSError
+        raise InputError(
+            f"another process is writing {path}: wait for it, or choose another --out"
+        ) from error
     except OSError as error:
         raise unwritable(path, error) from error
     try:

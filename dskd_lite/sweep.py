@@ -17,6 +17,7 @@ from dskd_lite.errors import InputError
 from dskd_lite.storage import locked, whole_file
 
 RESULTS = "results.jsonl"
+_WORDS = ("procedural", "pretrained", "random", "anywhere", "object")  # of options, not paths
 _SET_BY_SWEEP = ("data", "method", "teacher", "teacher_weights", "image_size", "seed", "epochs",
                  "textures", "precision", "out", "mixed_sizes", "resume", "device")  # fmt: skip
 
@@ -163,12 +164,14 @@ def run_sweep(
     file = options.out / RESULTS
     rows = {row["key"]: row for row in read_results(file)}
     checksums: dict[Path, int] = {}
+    outside: dict[str, int] = {}
     for job in planned:
         if job.key in rows:
             root = job.config.data
             if root not in checksums:
                 checksums[root] = scan_category(root).checksum
-            check_same_run(job, rows[job.key], checksums[root], file)
+            inputs = checksum_inputs(job.config, outside)
+            check_same_run(job, rows[job.key], checksums[root], inputs, file)
     waiting = [job for job in planned if job.key not in rows]
     say(f"{len(planned)} runs, {len(planned) - len(waiting)} done before")
     failed: list[str] = []
@@ -211,23 +214,56 @@ def run_job(job: Job, threads: int) -> dict[str, Any]:
 
     torch.set_num_threads(threads)
     checksum = scan_category(job.config.data).checksum
+    inputs = checksum_inputs(job.config, {})
     report = experiment.run(job.config)
     names = ("scores", "verdicts", "images", "fusion_weights", "thresholds", "seconds", "versions")
-    row = {"key": job.key, "category": job.config.data.name, "checksum": checksum}
+    row = {"key": job.key, "category": job.config.data.name}
+    row |= {"checksum": checksum, "inputs": inputs}
     return row | {name: report[name] for name in names} | {"config": portable(report["config"])}
 
 
-def check_same_run(job: Job, row: dict[str, Any], checksum: int, file: Path) -> None:
-    """Raise InputError if a row of the results file comes of other options or other images.
+def checksum_inputs(config: Config, known: dict[str, int]) -> dict[str, int]:
+    """CRC-32 of textures, weights and regions, as far as they are files; ``known`` are read before.
 
-    ``checksum`` is that of the job's images; rows that are older than checksums are not compared.
-    An option that is younger than the row had its default.
+    Raises InputError if a file cannot be read.
+    """
+    from dskd_lite.datasets.folder import checksum, files_below
+
+    sums = {}
+    for option in ("textures", "teacher_weights", "noise_on"):
+        place = getattr(config, option)
+        path = Path(place)
+        if place in _WORDS or not path.exists():  # training says what is missing
+            continue
+        if place not in known:
+            known[place] = (
+                checksum(files_below(path), path)
+                if path.is_dir()
+                else checksum([path], path.parent)
+            )
+        sums[option] = known[place]
+    return sums
+
+
+def check_same_run(
+    job: Job, row: dict[str, Any], checksum: int, inputs: dict[str, int], file: Path
+) -> None:
+    """Raise InputError if a row of the results file comes of other options, images or other files.
+
+    ``checksum`` is that of the job's images, ``inputs`` those of ``checksum_inputs``; rows that are
+    older than checksums are not compared. An option that is younger than the row had its default.
     """
     remedy = f"another --out, or delete that line, and {file.parent / job.key} if it is there"
     if row.get("checksum", checksum) != checksum:
         raise InputError(
             f"{file} holds {job.key} of other images than {job.config.data} has now: give {remedy}"
         )
+    for option, value in inputs.items():
+        if row.get("inputs", {}).get(option, value) != value:
+            raise InputError(
+                f"{file} holds {job.key} with other files in {option} than "
+                f"{getattr(job.config, option)} has now: give {remedy}"
+            )
     defaults = {field.name: field.default for field in fields(job.config)}
     planned, defaults = (
         json.loads(json.dumps(values, default=str))

@@ -121,7 +121,6 @@ def train_students(
         synchronise_batch_norm(students)
     parameters = [p for p in students.parameters() if p.requires_grad]
     optimizer = Adam(parameters, lr=learning_rate, betas=ADAM_BETAS, fused=True)
-    *prepared, optimizer = accelerator.prepare(*students, optimizer)
     steps_per_epoch = _batches(len(images), batch_size)
     steps = epochs * steps_per_epoch
     if len(images) // steps_per_epoch < processes:
@@ -149,6 +148,9 @@ def train_students(
             f"{checkpoint} has trained for {done} steps, but {epochs} epochs are {steps}: give "
             f"--epochs {-(-done // steps_per_epoch)} or more, or train without --resume"
         )
+
+    # Only now, as it puts autocast around the students, which the end of the block below takes off.
+    *prepared, optimizer = accelerator.prepare(*students, optimizer)
 
     def save() -> None:
         if checkpoint is not None and main:

@@ -186,6 +186,11 @@ def test_photos_of_one_name_both_get_results_and_results_are_no_photos(tmp_path:
     assert Image.open(out / "a.jpg_overlay.png").size == (40, 40)
     assert Image.open(out / "a.png_overlay.png").size == (32, 32)
     assert (out / "b_overlay.png").is_file()
+    Image.new("RGB", (50, 50)).save(photos / "a.png.bmp")  # without its suffix as another is named
+    predict(detector, photos, out)
+    assert Image.open(out / "a.png_overlay.png").size == (32, 32)
+    assert Image.open(out / "a.png.bmp_overlay.png").size == (50, 50)
+    (photos / "a.png.bmp").unlink()
     with pytest.raises(InputError, match="holds the photos: give another --out"):
         predict(detector, photos, photos)
     (photos / "b_mask.png").write_bytes(b"drawn by hand")  # of the photo's owner
@@ -199,6 +204,52 @@ def test_photos_of_one_name_both_get_results_and_results_are_no_photos(tmp_path:
     assert {photos / "a.jpg", photos / "a.png", photos / "b.png"} < {v.path for v in above}
 
 
+def test_a_name_too_long_for_results_costs_only_its_photo(tmp_path: Path) -> None:
+    detector = make_detector("pixel-statistics", None, 32, smoothing_sigma=1.0)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    names = ["a" * 243 + ".png", "b" * 244 + ".png", "c.png"]  # "_overlay.png" has 12 more bytes
+    for name in names:
+        Image.new("RGB", (32, 32)).save(photos / name)
+    verdicts = predict(detector, photos, tmp_path / "out")
+    assert [v.verdict for v in verdicts] == ["unknown", "unreadable", "unknown"]
+    assert "rename the photo" in verdicts[1].note
+    assert len(list((tmp_path / "out").glob("*_overlay.png"))) == 2
+
+
+def test_files_that_are_no_photos_are_mentioned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_detector("pixel-statistics", None, 32, smoothing_sigma=1.0).save(tmp_path / "model")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("a.png", "b.gif", "c.webp"):
+        Image.new("RGB", (32, 32)).save(photos / name)
+    command = ["predict", str(tmp_path / "model"), str(photos), "--out", str(photos / "results")]
+    for _ in range(2):  # results of the first are not mentioned by the second
+        assert main(command) == 0
+        printed = capsys.readouterr().out
+        assert f"passed over, being no images that are read here: {photos / 'b.gif'}\n" in printed
+        assert "c.webp" in printed
+    (photos / "d.png").symlink_to(photos / "gone.png")
+    assert main(command) == 0
+    assert "b.gif and 1 more\n" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text elsewhere")
+def test_a_category_may_have_a_name_that_is_no_text(make_category: Make, tmp_path: Path) -> None:
+    root = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    make_category("cafe").rename(root)
+    out = tmp_path / "run"
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-m", "dskd_lite.cli", "train", root, *FAST, "--out", out]
+    done = subprocess.run(command, capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "caf\\udce9" in (out / "report.html").read_text(encoding="utf-8")
+    assert json.loads((out / "report.json").read_text())["data"] == str(root)
+    assert main(["evaluate", str(out), "--device", "cpu"]) == 0
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="names are text elsewhere")
 def test_a_name_that_is_no_text_goes_into_the_table(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
@@ -209,7 +260,7 @@ def test_a_name_that_is_no_text_goes_into_the_table(tmp_path: Path) -> None:
     command = ["predict", str(tmp_path / "model"), str(tmp_path / "photos")]
     environment = os.environ | {"PYTHONIOENCODING": "utf-8"}  # strict, as where a shell sets it
     run = [sys.executable, "-m", "dskd_lite.cli", *command, "--out", str(tmp_path / "out")]
-    assert b"caf\\xe9.png" in subprocess.run(run, capture_output=True, env=environment).stdout
+    assert b"caf\\udce9.png" in subprocess.run(run, capture_output=True, env=environment).stdout
     assert b"\ncaf\xe9.png," in (tmp_path / "out" / "scores.csv").read_bytes()
 
 
@@ -396,6 +447,9 @@ def _damage(root: Path, tmp_path: Path, how: str) -> list[str]:
         victim.write_bytes(victim.read_bytes()[:100])
     if how == "sizes differ":
         Image.new("RGB", (64, 32)).save(root / "train" / "good" / "009.png")
+    if how == "damaged mask":
+        mask = root / "ground_truth" / "hole" / "001_mask.png"
+        mask.write_bytes(mask.read_bytes()[:45])  # the header is whole
     if how == "mask size":
         Image.new("L", (10, 10)).save(root / "ground_truth" / "hole" / "001_mask.png")
     if how == "no train/good":
@@ -405,6 +459,7 @@ def _damage(root: Path, tmp_path: Path, how: str) -> list[str]:
     return {
         "image size": ["--image-size", "16"],
         "odd image size": ["--image-size", "100"],
+        "vast image size": ["--image-size", "32000"],
         "weights": ["--teacher-weights", str(tmp_path / "junk.pth")],
         "no textures": ["--textures", str(tmp_path / "empty")],
         "epochs": ["--epochs", "0"],
@@ -427,9 +482,11 @@ def _damage(root: Path, tmp_path: Path, how: str) -> list[str]:
         ("truncated image", "001.png cannot be read"),
         ("sizes differ", "images differ in size"),
         ("mask size", "001_mask.png is 10x10 pixels"),
+        ("damaged mask", "001_mask.png cannot be read"),
         ("no train/good", "no train/good"),
         ("image size", "multiple of 32"),
         ("odd image size", "multiple of 32"),
+        ("vast image size", "at most 4096"),
         ("weights", "junk.pth is not a weights file"),
         ("no textures", "holds no image"),
         ("epochs", "--epochs 0 must be at least 1"),
@@ -457,6 +514,34 @@ def test_bad_input_gets_one_line_status_2_and_leaves_nothing(
     assert not out.exists()
     if how in ("epochs", "rate", "holdout", "octaves", "out"):  # seen before any image is read
         assert not (tmp_path / ".cache").exists()
+
+
+def test_a_second_training_into_one_folder_is_refused(
+    make_category: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", str(make_category()), *FAST, "--out", str(tmp_path / "run")]
+    with storage.locked(tmp_path / "run"):
+        assert main(command) == 2
+    assert "another process is writing" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert main(command) == 0
+
+
+def test_a_test_set_needs_no_training_images(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nuts, run = trained
+    for part in ("test", "ground_truth"):
+        shutil.copytree(nuts / part, tmp_path / "nuts" / part)
+    out = tmp_path / "evaluation"
+    command = ["evaluate", str(run), "--data", str(tmp_path / "nuts"), "--out", str(out)]
+    assert main([*command, "--device", "cpu"]) == 0
+    scores = [json.loads((f / "report.json").read_text())["scores"] for f in (run, out)]
+    assert scores[0] == scores[1]
+    shutil.rmtree(tmp_path / "nuts" / "test")
+    shutil.rmtree(tmp_path / "nuts" / "ground_truth")
+    assert main(command) == 2
+    assert "has no test images: put some in" in capsys.readouterr().err
 
 
 def test_missing_folder_run_and_photo_get_status_2(

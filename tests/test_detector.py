@@ -111,13 +111,19 @@ def test_other_formats_and_damage_are_named(tmp_path: Path) -> None:
         DSKD.load(folder)
     _detector().save(folder)
     description = json.loads((folder / "model.json").read_text())
-    for damaged in ([], {"format": 1}):
+    damages = {"detector": []}, {"format": 2, "versions": []}, {"about": 1}
+    for damaged in ([], {"format": 1}, *(description | damage for damage in damages)):
         (folder / "model.json").write_text(json.dumps(damaged))
         with pytest.raises(InputError, match=r"model.json is damaged"):
             DSKD.load(folder)
     (folder / "model.json").write_text(json.dumps(description | {"format": 99}))
     with pytest.raises(InputError, match="format 99, this version of dskd_lite reads format 1"):
         DSKD.load(folder)
+    for thresholds in (1, {"image": 1.0, "pixel": None, "false_positive_rate": 0.05},
+                       {"image": "a", "pixel": 1.0, "false_positive_rate": 0.05}):  # fmt: skip
+        (folder / "model.json").write_text(json.dumps(description | {"thresholds": thresholds}))
+        with pytest.raises(InputError, match="model is damaged: its files do not belong together"):
+            DSKD.load(folder)
     (folder / "model.json").write_text(json.dumps(description | {"teacher": "resnet50"}))
     with pytest.raises(InputError, match="does not fit the teacher resnet50"):
         DSKD.load(folder)

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import statistics
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,6 +23,7 @@ from dskd_lite.sweep import (
     Job,
     Sweep,
     add_result,
+    checksum_inputs,
     jobs,
     portable,
     read_results,
@@ -222,3 +225,28 @@ def test_rows_of_other_images_are_refused(make_category: Make, tmp_path: Path) -
     image.write_bytes(image.read_bytes()[:-1] + b"?")  # of the same length
     with pytest.raises(InputError, match=r"holds part_dskd.* of other images than"):
         run_sweep(_plan(options), options)
+
+
+def test_rows_of_other_textures_are_refused(make_category: Make, tmp_path: Path) -> None:
+    folder = make_category() / "train" / "good"
+    for name in ("x", "y"):  # folders of one name
+        shutil.copytree(folder, tmp_path / name / "textures")
+    places = [str(tmp_path / name / "textures") for name in ("x", "y")]
+    options = _options(make_category("part"), tmp_path / "sweep", seeds=(0,), textures=places[0])
+    run_sweep(_plan(options), options)
+    (row,) = read_results(options.out / RESULTS)
+    options = replace(options, textures=places[1])
+    assert run_sweep(_plan(options), options) == [row]  # their copies are the same textures
+    (tmp_path / "y" / "textures" / "000.png").unlink()
+    with pytest.raises(InputError, match=r"holds part_dskd.* with other files in textures than"):
+        run_sweep(_plan(options), options)
+
+
+def test_weights_and_masks_are_told_apart_by_their_contents(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    file.write_bytes(b"123456789")
+    config = Config(tmp_path, teacher_weights=str(file), noise_on="object")
+    sums = checksum_inputs(config, {})
+    assert sums == {"teacher_weights": zlib.crc32(b"weights.pth123456789")}
+    other = replace(config, teacher_weights="pretrained", noise_on=str(file))
+    assert checksum_inputs(other, {}) == {"noise_on": sums["teacher_weights"]}

@@ -477,6 +477,24 @@ def test_ctrl_c_before_the_first_step_leaves_plain_students(
         assert torch.equal(found, plain)
 
 
+def test_a_refused_checkpoint_leaves_plain_students(tmp_path: Path) -> None:
+    """Accelerate's autocast must not stay around their forward pass here either."""
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    train_students(_detector(), IMAGES, 2, checkpoint=checkpoint)
+    detector, plain = _detector(), _detector()
+    accelerator = new_accelerator(cpu=True, precision="bf16")
+    with pytest.raises(InputError, match="give --epochs 2 or more"):
+        train_students(
+            detector, IMAGES, 1, accelerator=accelerator, checkpoint=checkpoint, resume=True
+        )
+    plain.load_state_dict(detector.state_dict())
+    images = to_tensor(IMAGES)
+    for found, expected in zip(
+        detector.eval().forward_student(images), plain.eval().forward_student(images), strict=True
+    ):
+        assert torch.equal(found, expected)
+
+
 def test_training_goes_on_where_no_graph_can_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the same results as without the attempt; a CUDA device says so with a RuntimeError."""
 

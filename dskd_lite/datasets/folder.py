@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from dskd_lite.errors import InputError
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 GOOD = "good"
 
 
@@ -53,15 +53,20 @@ class Category:
     def checksum(self) -> int:
         """CRC-32 of the names and contents of all files; raises InputError if one is unreadable."""
         masks = [s.mask for s in self.test if s.mask is not None]
-        value = 0
-        for file in (*self.train, *(s.path for s in self.test), *masks):
-            name = file.relative_to(self.root).as_posix()
-            value = zlib.crc32(name.encode("utf-8", "surrogateescape"), value)
-            try:
-                value = zlib.crc32(file.read_bytes(), value)
-            except OSError as error:
-                raise InputError(f"{file} cannot be read: {error.strerror}") from error
-        return value
+        return checksum((*self.train, *(s.path for s in self.test), *masks), self.root)
+
+
+def checksum(files: Iterable[Path], root: Path) -> int:
+    """CRC-32 of contents and of names relative to ``root``; raises InputError for one unread."""
+    value = 0
+    for file in files:
+        name = file.relative_to(root).as_posix()
+        value = zlib.crc32(name.encode("utf-8", "surrogateescape"), value)
+        try:
+            value = zlib.crc32(file.read_bytes(), value)
+        except OSError as error:
+            raise InputError(f"{file} cannot be read: {error.strerror}") from error
+    return value
 
 
 def is_image_file(path: Path) -> bool:
@@ -75,14 +80,19 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if is_image_file(p))
 
 
-def images_below(folder: Path) -> list[Path]:
-    """Image files at any depth below a folder, by path; hidden folders are passed over."""
+def files_below(folder: Path) -> list[Path]:
+    """Everything but folders at any depth below one, by path; what is hidden is passed over."""
     return sorted(
         path
         for path in folder.rglob("*")
-        if is_image_file(path)
+        if not path.is_dir()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
+
+
+def images_below(folder: Path) -> list[Path]:
+    """Image files at any depth below a folder, by path; what is hidden is passed over."""
+    return [path for path in files_below(folder) if is_image_file(path)]
 
 
 def find_categories(root: Path) -> list[Path]:
@@ -105,18 +115,18 @@ def find_categories(root: Path) -> list[Path]:
     return categories
 
 
-def scan_category(root: Path) -> Category:
+def scan_category(root: Path, to_train: bool = True) -> Category:
     """List the images of one category; test images and masks are optional.
 
-    Raises InputError if ``train/good`` is missing or empty, if a mask has no image or not its size,
-    or if only some images of a defect have a mask.
+    Raises InputError if ``train/good`` is missing or empty (unless not ``to_train``), if a mask has
+    no image or not its size, or if only some images of a defect have a mask.
     """
     root = Path(os.path.abspath(root))  # and not what a link points to: the name is the category's
     good = root / "train" / GOOD
-    if not good.is_dir():
+    if to_train and not good.is_dir():
         raise InputError(f"{root} has no train/good folder: put normal images in {good}")
-    train = list_images(good)
-    if not train:
+    train = list_images(good) if good.is_dir() else []
+    if to_train and not train:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
         raise InputError(f"{good} holds no image: put normal images there ({kinds})")
     samples: list[Sample] = []
