@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -176,6 +177,7 @@ def run_sweep(
     say(f"{len(planned)} runs, {len(planned) - len(waiting)} done before")
     failed: list[str] = []
     if waiting:
+        _silence_dask()
         cluster = None if options.scheduler else LocalCluster(
             n_workers=options.workers, threads_per_worker=1, dashboard_address=":0"
         )  # fmt: skip
@@ -205,6 +207,13 @@ def run_sweep(
     return [rows[job.key] for job in planned]
 
 
+def _silence_dask() -> None:
+    """Its log would bury, after Ctrl-C, the line that says how to go on; failures are told here."""
+    import distributed  # sets up its log as it is imported
+
+    logging.getLogger(distributed.__name__).setLevel(logging.CRITICAL)
+
+
 def run_job(job: Job, threads: int) -> dict[str, Any]:
     """Run one job; returns its row: the report, flattened no further than its own keys."""
     import torch
@@ -212,6 +221,7 @@ def run_job(job: Job, threads: int) -> dict[str, Any]:
     from dskd_lite import experiment
     from dskd_lite.datasets.folder import scan_category
 
+    _silence_dask()  # in the worker's process
     torch.set_num_threads(threads)
     checksum = scan_category(job.config.data).checksum
     inputs = checksum_inputs(job.config, {})
