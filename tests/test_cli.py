@@ -316,6 +316,23 @@ def test_interrupted_run_resumes_to_the_same_model(
     assert (out / "model" / "model.safetensors").read_bytes() == expected
 
 
+def test_another_false_positive_rate_needs_no_new_students(
+    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nuts, run = trained
+    out = tmp_path / "runs" / "r"
+    shutil.copytree(run, out)
+    steps: list[object] = []
+    monkeypatch.setattr("dskd_lite.training.clip_grad_norm_", lambda *a: steps.append(a))
+    options = ["--out", str(out), "--resume", "--false-positive-rate", "0.5"]
+    assert main(["train", str(nuts), *FAST, *options]) == 0
+    assert not steps
+    before, after = (json.loads((f / "report.json").read_text()) for f in (run, out))
+    assert after["scores"] == before["scores"]
+    assert after["thresholds"]["pixel"] < before["thresholds"]["pixel"]
+    assert after["thresholds"]["false_positive_rate"] == 0.5
+
+
 def test_folder_of_categories_gets_one_report(
     make_category: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
