@@ -175,6 +175,8 @@ def train(config: Config) -> None:
         print(note)
     page = config.out / experiment.PAGE
     print(f"report: {page if page.is_file() else config.out / experiment.REPORT}")
+    if not categories:
+        print(f"to judge photos: dskd predict {config.out} PHOTOS --out predictions")
 
 
 def evaluate(options: Evaluate) -> None:
@@ -196,6 +198,8 @@ def evaluate(options: Evaluate) -> None:
 def predict(options: Predict) -> None:
     """Score photos and draw where they look anomalous."""
     from dskd_lite import experiment, prediction
+    from dskd_lite.datasets.folder import first_of
+    from dskd_lite.evaluation import threshold_notes
 
     detector = experiment.load_run(options.run)
     device = experiment.prepare_detector(detector, options.device, options.precision)
@@ -203,28 +207,35 @@ def predict(options: Predict) -> None:
     with Terminal() as display:
         progress = display.counter("predict", len(photos))
         verdicts = prediction.predict(
-            detector, options.source, options.out, options.batch_size, device, progress
-        )
+            detector, options.source, options.out, options.batch_size, device, progress,
+            experiment.photo_size(options.run),
+        )  # fmt: skip
     for v in verdicts:
         score = "" if v.score is None else f"{v.score:.4g}"
         print(f"{v.verdict:<10} {score:>8}  {v.path}{': ' if v.note else ''}{v.note}")
     if others:
-        print(
-            f"passed over, being no images that are read here: {others[0]}"
-            f"{f' and {len(others) - 1} more' if others[1:] else ''}"
-        )
+        print(f"passed over, being no images that are read here: {first_of(others)}")
+    if old := prediction.left_from_before(options.out, verdicts):
+        print(f"left from before, of photos that were not judged now: {first_of(old)}")
     if detector.thresholds is not None:
-        print(f"threshold: {detector.thresholds.image:.4g}")
+        anomalous = sum(v.verdict == "anomalous" for v in verdicts)
+        print(f"anomalous, above {detector.thresholds.image:.4g}: {anomalous} of {len(verdicts)}")
+    for note in threshold_notes(detector.thresholds):
+        print(note)
     print(f"overlays, masks and {prediction.SCORES_FILE}: {options.out}")
 
 
 def export(options: Export) -> None:
     """Write a trained model as one ONNX file."""
     from dskd_lite import experiment
+    from dskd_lite.evaluation import threshold_notes
     from dskd_lite.export import export_onnx
 
-    difference = export_onnx(experiment.load_run(options.run), options.out)
+    detector = experiment.load_run(options.run)
+    difference = export_onnx(detector, options.out)
     print(f"onnxruntime agrees with the detector to {difference:.0e} of the largest value")
+    for note in threshold_notes(detector.thresholds):
+        print(note)
     print(f"model: {options.out}")
 
 
@@ -281,6 +292,8 @@ def sweep(options: Sweep) -> None:
     with Terminal() as display:
         rows = sweeps.run_sweep(planned, options, display.say)
     print(sweeps.text_table(sweeps.summary(rows)))
+    if without := sorted({row["category"] for row in rows if not row["scores"]}):
+        print(f"no figures of {', '.join(without)}: no test images")
     print(f"results: {options.out / sweeps.RESULTS}")
 
 
@@ -295,7 +308,7 @@ def novelty(options: Novelty) -> None:
 
 
 _GOES_ON = {
-    "train": "; it goes on with --resume",
+    "train": "; the same command with --resume goes on",
     "sweep": "; the same command goes on where it stopped",
     "novelty": "; the same command goes on with the classes that are not done",
 }

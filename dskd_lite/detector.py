@@ -47,6 +47,15 @@ class Thresholds:
     pixel: float
     false_positive_rate: float
     """Share of normal images (pixels) that the thresholds are expected to flag, in (0, 1)."""
+    held_out: int | None = None
+    """How many normal images they were fitted on; None if nobody knows, as of older models."""
+
+
+def verdict_on(score: float, thresholds: Thresholds | None) -> str:
+    """``normal`` or, strictly above the image threshold, ``anomalous``; ``unknown`` without one."""
+    if thresholds is None:
+        return "unknown"
+    return "anomalous" if score > thresholds.image else "normal"
 
 
 class StoredDetector(nn.Module):
@@ -146,8 +155,11 @@ class StoredDetector(nn.Module):
             detector = cls(*teachers, **description["options"])
             detector.restore(state)
             if description["thresholds"] is not None:
-                numbers = {k: float(v) for k, v in description["thresholds"].items()}
-                detector.thresholds = Thresholds(**numbers)
+                stored = description["thresholds"]
+                count = stored.pop("held_out", None)
+                numbers = {k: float(v) for k, v in stored.items()}
+                held_out = None if count is None else int(count)
+                detector.thresholds = Thresholds(**numbers, held_out=held_out)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise InputError(
                 f"{folder} is damaged: its files do not belong together ({error!s:.200})".replace(

@@ -16,6 +16,7 @@ from dskd_lite.detector import Thresholds
 from dskd_lite.training import to_tensor
 
 MAX_FPR = 0.3
+FEW_HELD_OUT = 10  # normal images: under these thresholds flag far more than they are asked to
 
 
 class Detector(Protocol):
@@ -42,16 +43,31 @@ class Scores:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """How good it is to call everything above a threshold defective; shares in [0, 1]."""
+    """How good it is to call everything above a threshold defective; shares in [0, 1].
+
+    None is what the test set cannot tell: without defects all but ``false_positive_rate``, without
+    normal images all but ``recall``.
+    """
 
     threshold: float
-    precision: float
-    recall: float
-    f1: float
-    false_positive_rate: float
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    false_positive_rate: float | None
     """Share of the normal test images (pixels) that is flagged."""
-    best_f1: float
+    best_f1: float | None
     """F1 of the best threshold that these test labels allow: an oracle, for comparison only."""
+
+
+@dataclass(frozen=True)
+class DefectScores:
+    """How well one kind of defect, a folder of ``test``, is told from the normal test images."""
+
+    images: int
+    image_auroc: float | None
+    """In [0, 1]; None without normal test images."""
+    flagged: float | None
+    """Share of its images above the image threshold, in [0, 1]; None without a threshold."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +95,27 @@ class Evaluation:
         return self.maps[method].max(axis=(1, 2))
 
     def verdicts(self, method: str, thresholds: Thresholds) -> dict[str, Verdicts]:
-        """Verdicts on images and on pixels, where the test set has both kinds; else left out."""
-        found = {}
-        if self.labels.any() and not self.labels.all():
-            scores = self.image_scores(method)
-            found["image"] = _verdicts(scores, self.labels, thresholds.image)
+        """Verdicts on images, and on pixels if there are masks."""
+        found = {"image": _verdicts(self.image_scores(method), self.labels, thresholds.image)}
         if self.masks is not None:
             found["pixel"] = _verdicts(self.maps[method], self.masks, thresholds.pixel)
         return found
+
+    def by_defect(self, method: str, thresholds: Thresholds | None) -> dict[str, DefectScores]:
+        """Each kind of defect for itself, by the name of its folder."""
+        scores = self.image_scores(method)
+        kinds = np.array([sample.defect for sample in self.category.test])
+        table = {}
+        for kind in dict.fromkeys(kinds[self.labels].tolist()):
+            own, shown = scores[kinds == kind], (kinds == kind) | ~self.labels
+            table[kind] = DefectScores(
+                images=len(own),
+                image_auroc=(
+                    None if self.labels.all() else metrics.auroc(scores[shown], self.labels[shown])
+                ),
+                flagged=None if thresholds is None else float((own > thresholds.image).mean()),
+            )
+        return table
 
 
 @torch.no_grad()
@@ -133,8 +162,8 @@ def evaluate(
             extent = "every pixel" if masks.any() else "no pixel"
             notes.append(f"No pixel metrics: at this image size the masks cover {extent}.")
             masks = None
-    elif any(sample.is_defective for sample in category.test):
-        notes.append("No pixel metrics: the defective images have no masks in ground_truth.")
+    elif without := sorted({s.defect for s in category.test if s.is_defective and s.mask is None}):
+        notes.append(f"No pixel metrics: ground_truth has no masks of {', '.join(without)}.")
     maps = score_images(detector, images, batch_size, device, progress)
     labels = np.array([sample.is_defective for sample in category.test], dtype=bool)
     if labels.all() or not labels.any():
@@ -155,6 +184,10 @@ def _scores(maps: np.ndarray, labels: np.ndarray, masks: np.ndarray | None) -> S
 
 
 def _verdicts(scores: np.ndarray, labels: np.ndarray, threshold: float) -> Verdicts:
+    if labels.all() or not labels.any():
+        share = float((scores > threshold).mean())
+        recall, flagged = (share, None) if labels.all() else (None, share)
+        return Verdicts(threshold, None, recall, None, flagged, None)
     precision, recall = metrics.precision_recall(scores, labels, threshold)
     f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
     flagged = float((scores[~labels] > threshold).mean())
@@ -168,4 +201,17 @@ def fit_thresholds(maps: np.ndarray, false_positive_rate: float) -> Thresholds:
         image=metrics.gamma_threshold(maps.max(axis=(1, 2)), false_positive_rate).value,
         pixel=metrics.gamma_threshold(maps, false_positive_rate).value,
         false_positive_rate=false_positive_rate,
+        held_out=len(maps),
     )
+
+
+def threshold_notes(thresholds: Thresholds | None) -> list[str]:
+    """What has to be said wherever these thresholds are used; nothing if they are sound."""
+    if thresholds is None or thresholds.held_out is None or thresholds.held_out >= FEW_HELD_OUT:
+        return []
+    rate = f"{100 * thresholds.false_positive_rate:g} %"
+    return [
+        f"The thresholds rest on {thresholds.held_out} held-out normal image"
+        f"{'s' if thresholds.held_out > 1 else ''}: of good pieces they may flag far more than the "
+        f"{rate} asked for. Train on more of them, or hold out more (--holdout)."
+    ]

@@ -22,24 +22,33 @@ from dskd_lite.datasets.folder import (
     Category,
     check_sizes,
     find_categories,
+    first_of,
     read_masks,
     scan_category,
+    size_of,
 )
 from dskd_lite.datasets.textures import ProceduralTextures, TextureFolder
 from dskd_lite.detector import (
     DSKD,
     DistillationDetector,
     StoredDetector,
+    Thresholds,
     about_saved,
     saved_kind,
     versions,
 )
 from dskd_lite.errors import InputError
-from dskd_lite.evaluation import evaluate, fit_thresholds, score_images
+from dskd_lite.evaluation import (
+    Evaluation,
+    evaluate,
+    fit_thresholds,
+    score_images,
+    threshold_notes,
+)
 from dskd_lite.foreground import object_masks, read_regions
 from dskd_lite.parallel import new_accelerator
 from dskd_lite.seeding import STUDENTS, generator
-from dskd_lite.storage import check_place, locked, whole_file, write_json
+from dskd_lite.storage import check_place, locked, whole_file, write_json, write_table
 from dskd_lite.synthetic_noise import SyntheticNoise
 from dskd_lite.teacher import Teacher
 from dskd_lite.training import (
@@ -49,8 +58,8 @@ from dskd_lite.training import (
     train_students,
 )
 
-FEW_HELD_OUT = 10  # normal images: under these a fitted threshold is hardly more than a guess
-CHECKPOINT, MODEL, REPORT, PAGE = "checkpoint.safetensors", "model", "report.json", "report.html"
+CHECKPOINT, MODEL = "checkpoint.safetensors", "model"
+REPORT, PAGE, TEST_SCORES = "report.json", "report.html", "test_scores.csv"
 
 
 class Display(Protocol):
@@ -123,7 +132,7 @@ def run(config: Config, display: Display | None = None) -> dict[str, Any]:
     A single category's model, checkpoint and report lie in ``out``; of several, each in
     ``out/<category>``, and ``out`` gets a report of them all. Everything that can be checked is
     checked before the first file is written. Raises InputError for anything wrong with the input,
-    and if another process trains into ``out``.
+    if ``out`` holds a model of a category of another name, and if another process trains into it.
     """
     display = display or Silent()
     categories = [scan_category(root) for root in find_categories(config.data)]
@@ -140,12 +149,30 @@ def run(config: Config, display: Display | None = None) -> dict[str, Any]:
     regions = [_regions(config, category) for category in categories]
     new_detector(config)  # so that a teacher that does not load stops here
     check_place(config.out)
+    folders = [config.out] if len(categories) == 1 else [config.out / c.name for c in categories]
+    for folder, category in zip(folders, categories, strict=True):
+        _check_own(folder, category.name)
+    if len(categories) > 1:
+        _check_own(config.out, config.data.name)
     with locked(config.out, wait=False) if accelerator.is_main_process else nullcontext():
         if len(categories) == 1:
             return _run_category(
                 config, categories[0], config.out, noise, regions[0], accelerator, display
             )[0]
         return _run_categories(config, categories, noise, regions, accelerator, display)
+
+
+def _check_own(folder: Path, name: str) -> None:
+    """Raise InputError if a folder holds the model of a category of another name."""
+    try:
+        data = about_saved(folder / MODEL).get("data")
+    except InputError:  # no model, or none that anybody could use
+        return
+    if isinstance(data, str) and Path(data).name != name:
+        raise InputError(
+            f"{folder} holds a model of {Path(data).name}, not of {name}: give another --out, or "
+            f"delete {folder / MODEL}"
+        )
 
 
 def _run_categories(
@@ -208,6 +235,9 @@ def _run_category(
     seconds: dict[str, float] = {}
     cache = config.out.parent / ".cache"
     device = accelerator.device
+    display.say(f"{len(category.train)} normal images to train on, {len(category.test)} to test on")
+    if others := category.passed_over:
+        display.say(f"passed over, being no images that are read here: {first_of(others)}")
     with timed(seconds, "decode"):
         normal, test = (
             decoded_images(paths, config.image_size, cache, display.counter(title, len(paths)))
@@ -222,15 +252,14 @@ def _run_category(
     )
     options = _json_config(config)
     if accelerator.is_main_process:  # before anything can go wrong with the test images
-        detector.save(folder / MODEL, {"data": str(category.root), "config": options})
+        about = {"data": str(category.root), "config": options}
+        if not config.mixed_sizes:
+            about["photo_size"] = size_of(category.train[0])
+        detector.save(folder / MODEL, about)
     with timed(seconds, "evaluate"):
         progress = display.counter("evaluate", len(test))
         evaluation = evaluate(detector, category, test, config.batch_size, device, progress)
-        if images["held_out"] < FEW_HELD_OUT:
-            evaluation.notes.append(
-                f"The thresholds rest on {images['held_out']} held-out normal images: more of "
-                "them, or a larger --holdout, would make them firmer."
-            )
+        evaluation.notes.extend(threshold_notes(detector.thresholds))
         section = report.section(evaluation, detector.thresholds) if len(test) else ""
     content = {
         "data": str(category.root),
@@ -238,6 +267,7 @@ def _run_category(
         "scores": report.as_json(evaluation.scores),
         "thresholds": dataclasses.asdict(detector.thresholds),
         "verdicts": report.verdicts_as_json(evaluation, detector.thresholds),
+        "defects": report.defects_as_json(evaluation, detector.thresholds),
         "fusion_weights": (
             detector.fusion.map_weights.tolist() if isinstance(detector, DSKD) else None
         ),
@@ -248,7 +278,16 @@ def _run_category(
     }
     if accelerator.is_main_process:
         write_report(folder, content, [section])
+        _write_test_scores(folder, evaluation, detector.thresholds)
     return content, section
+
+
+def _write_test_scores(folder: Path, evaluation: Evaluation, thresholds: Thresholds | None) -> None:
+    """Write a line for each test image; an older table does not stay if there is none."""
+    if evaluation.maps:
+        write_table(folder / TEST_SCORES, report.image_table(evaluation, thresholds))
+    else:
+        (folder / TEST_SCORES).unlink(missing_ok=True)
 
 
 def train_detector(
@@ -441,7 +480,8 @@ def evaluate_run(
     category = scan_category(data or Path(trained_on["data"]), to_train=False)
     if not category.test:
         raise InputError(
-            f"{category.root} has no test images: put some in {category.root / 'test'}"
+            f"{category.root} has no test images: put some in {category.root / 'test'}, or name "
+            "another category with --data"
         )
     target = prepare_detector(detector, device, precision)
     paths = tuple(sample.path for sample in category.test)
@@ -452,15 +492,25 @@ def evaluate_run(
         test = decoded_images(paths, detector.image_size, cache, progress)
         progress = display.counter("evaluate", len(test))
         evaluation = evaluate(detector, category, test, batch_size, target, progress)
+    evaluation.notes.extend(threshold_notes(detector.thresholds))
     content = {
         "data": str(category.root),
         "config": trained_on["config"],
         "scores": report.as_json(evaluation.scores),
         "notes": evaluation.notes,
+        "defects": report.defects_as_json(evaluation, detector.thresholds),
         "seconds": seconds,
         "versions": versions(),
     }
     if detector.thresholds is not None:
         content["verdicts"] = report.verdicts_as_json(evaluation, detector.thresholds)
     write_report(out, content, [report.section(evaluation, detector.thresholds)])
+    _write_test_scores(out, evaluation, detector.thresholds)
     return content
+
+
+def photo_size(run: Path) -> tuple[int, int] | None:
+    """Width and height in pixels of the images that a run trained on; None if they were mixed."""
+    size = about_saved(_model_of(run)).get("photo_size")
+    whole = isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) for n in size)
+    return (size[0], size[1]) if whole and min(size) > 0 else None

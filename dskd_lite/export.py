@@ -37,7 +37,7 @@ def export_onnx(detector: DistillationDetector, path: Path) -> float:
     as of Prediction: ``score_maps`` (B, 6, H, W; of RD4AD B, 3, H, W), ``fused_map`` (B, H, W),
     ``score`` (B,). Normalisation, smoothing and fusion are in the graph. Metadata, all strings:
     ``detector``, ``teacher``, ``image_size``, ``versions``, and if thresholds are stored
-    ``image_threshold``, ``pixel_threshold`` and ``false_positive_rate``.
+    ``image_threshold``, ``pixel_threshold``, ``false_positive_rate`` and ``held_out``.
 
     Returns the largest difference between file and detector on random images, of each output over
     that output's largest value.
@@ -93,6 +93,8 @@ def _metadata(detector: DistillationDetector) -> dict[str, str]:
         values["image_threshold"] = thresholds.image
         values["pixel_threshold"] = thresholds.pixel
         values["false_positive_rate"] = thresholds.false_positive_rate
+        if thresholds.held_out is not None:
+            values["held_out"] = thresholds.held_out
     return {key: str(value) for key, value in values.items()}
 
 

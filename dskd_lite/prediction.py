@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,14 +14,15 @@ from PIL import Image
 
 from dskd_lite import plots
 from dskd_lite.datasets.folder import IMAGE_SUFFIXES, files_below, is_image_file, open_image
-from dskd_lite.detector import StoredDetector
+from dskd_lite.detector import StoredDetector, verdict_on
 from dskd_lite.errors import InputError
-from dskd_lite.storage import whole_file
+from dskd_lite.storage import whole_file, write_table
 from dskd_lite.training import to_tensor
 
 SCORES_FILE = "scores.csv"
 OVERLAY = "overlay"
 LONGEST_NAME = 255  # bytes, on nearly all file systems
+OTHER_SHAPE = 1.02  # ratio of two photos' aspect ratios that is more than a crop's rounding
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Verdict:
     anomalous_area: float | None
     """Share of pixels above the pixel threshold, in [0, 1]."""
     note: str = ""
+    overlay: Path | None = None
+    """The file of the overlay."""
 
 
 def find_photos(source: Path, out: Path) -> tuple[Path, list[Path], list[Path]]:
@@ -70,6 +72,7 @@ def predict(
     batch_size: int = 16,
     device: torch.device | str = "cpu",
     progress: Callable[[int], None] = lambda count: None,
+    trained_on: tuple[int, int] | None = None,
 ) -> list[Verdict]:
     """Score photos; write ``<name>_overlay.png`` and ``<name>_mask.png`` for each, and scores.csv.
 
@@ -77,7 +80,9 @@ def predict(
     Overlays have the photo's own size and one colour scale for all: from 0 to twice the pixel
     threshold stored with the model, so that the threshold lies in the middle; without a positive
     one, to the photo's own maximum. A photo that cannot be read, or whose name is too long for
-    results beside it, is reported in its verdict and skipped.
+    results beside it, is reported in its verdict and skipped. Photos become squares; one whose
+    sides have another ratio than ``trained_on``, the width and height of the training images, is
+    squeezed otherwise than those, and gets a note.
 
     Raises InputError if there is no photo, ``batch_size`` is under 1, or ``out`` cannot be written.
     """
@@ -97,22 +102,24 @@ def predict(
                 photos.append((path, open_image(path)))
             except InputError as error:
                 unreadable.append(Verdict(path, None, "unreadable", None, str(error)))
-        verdicts += unreadable + list(_judge(detector, photos, names, out, device))
+        verdicts += unreadable + list(_judge(detector, photos, names, out, device, trained_on))
         progress(len(batch))
     verdicts.sort(key=lambda v: v.path)
-    table_file = out / SCORES_FILE
-    with (
-        whole_file(table_file) as temporary,
-        # A name that is no text in this system's encoding goes out with the bytes that it has.
-        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
-        table = csv.writer(file)
-        table.writerow(["image", "score", "verdict", "anomalous_area", "note"])
-        for v in verdicts:
-            numbers = ["" if x is None else f"{x:.6g}" for x in (v.score, v.anomalous_area)]
-            name = v.path.relative_to(root).as_posix()
-            table.writerow([name, numbers[0], v.verdict, numbers[1], v.note])
+    threshold = detector.thresholds.image if detector.thresholds else None
+    lines = [["image", "score", "threshold", "verdict", "anomalous_area", "note"]]
+    for v in verdicts:
+        score, limit, area = (
+            "" if x is None else f"{x:.6g}" for x in (v.score, threshold, v.anomalous_area)
+        )
+        lines.append([v.path.relative_to(root).as_posix(), score, limit, v.verdict, area, v.note])
+    write_table(out / SCORES_FILE, lines)
     return verdicts
+
+
+def left_from_before(out: Path, verdicts: Sequence[Verdict]) -> list[Path]:
+    """Overlays in the folder for results that belong to none of these verdicts, by path."""
+    own = {v.overlay for v in verdicts}
+    return sorted(path for path in out.rglob(f"*_{OVERLAY}.png") if path not in own)
 
 
 def _result_names(root: Path, photos: list[Path]) -> dict[Path, Path]:
@@ -141,6 +148,7 @@ def _judge(
     names: dict[Path, Path],
     out: Path,
     device: torch.device | str,
+    trained_on: tuple[int, int] | None,
 ) -> Iterator[Verdict]:
     if not photos:
         return
@@ -155,16 +163,28 @@ def _judge(
             limit = max(float(values.max()), 0.0)
         full = Image.fromarray(values).resize(photo.size, Image.Resampling.BILINEAR)
         overlay = plots.overlay(np.asarray(photo), np.asarray(full), limit)
-        _write(overlay, out, names[path], OVERLAY)
-        verdict, area = "unknown", None
+        overlay_file = _write(overlay, out, names[path], OVERLAY)
+        area = None
         if thresholds is not None:
-            verdict = "anomalous" if score > thresholds.image else "normal"
             mask = np.asarray(full) > thresholds.pixel
             area = float(mask.mean())
             _write(mask.astype(np.uint8) * 255, out, names[path], "mask")
-        yield Verdict(path, score, verdict, area)
+        note = _note_on_shape(photo.size, trained_on)
+        yield Verdict(path, score, verdict_on(score, thresholds), area, note, overlay_file)
 
 
-def _write(pixels: np.ndarray, out: Path, name: Path, kind: str) -> None:
-    with whole_file(out / name.parent / f"{name.name}_{kind}.png") as temporary:
+def _note_on_shape(size: tuple[int, int], trained_on: tuple[int, int] | None) -> str:
+    if trained_on is None:
+        return ""
+    ratio = size[0] * trained_on[1] / (size[1] * trained_on[0])
+    if 1 / OTHER_SHAPE <= ratio <= OTHER_SHAPE:
+        return ""
+    (a, b), (c, d) = size, trained_on
+    return f"{a}x{b} pixels is another shape than the training images' {c}x{d}: crop it alike"
+
+
+def _write(pixels: np.ndarray, out: Path, name: Path, kind: str) -> Path:
+    path = out / name.parent / f"{name.name}_{kind}.png"
+    with whole_file(path) as temporary:
         Image.fromarray(pixels).save(temporary, format="PNG")
+    return path

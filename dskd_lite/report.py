@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dskd_lite import plots
-from dskd_lite.detector import Thresholds
+from dskd_lite.detector import Thresholds, verdict_on
 from dskd_lite.evaluation import Evaluation, Scores
 
 EXAMPLES_PER_GROUP = 4
@@ -26,7 +26,7 @@ METRICS = {
 
 
 ScoreTable = dict[str, dict[str, float | None]]
-VerdictTable = dict[str, dict[str, float]]
+VerdictTable = dict[str, dict[str, float | None]]
 
 
 def as_json(scores: dict[str, Scores]) -> ScoreTable:
@@ -40,6 +40,28 @@ def verdicts_as_json(evaluation: Evaluation, thresholds: Thresholds) -> VerdictT
         return {}
     verdicts = evaluation.verdicts(list(evaluation.maps)[-1], thresholds)
     return {kind: asdict(verdict) for kind, verdict in verdicts.items()}
+
+
+def defects_as_json(
+    evaluation: Evaluation, thresholds: Thresholds | None
+) -> dict[str, dict[str, float | None]]:
+    """Each kind of defect by the last method, which is the one in use, as plain dictionaries."""
+    if not evaluation.maps:
+        return {}
+    defects = evaluation.by_defect(list(evaluation.maps)[-1], thresholds)
+    return {kind: asdict(scores) for kind, scores in defects.items()}
+
+
+def image_table(evaluation: Evaluation, thresholds: Thresholds | None) -> list[list[str]]:
+    """Lines of a table: each test image, its folder, its score by each method, and the verdict."""
+    scores = {method: evaluation.image_scores(method) for method in evaluation.maps}
+    lines = [["image", "defect", *scores, "verdict"]]
+    for index, sample in enumerate(evaluation.category.test):
+        own = [float(values[index]) for values in scores.values()]
+        name = sample.path.relative_to(evaluation.category.root).as_posix()
+        verdict = verdict_on(own[-1], thresholds)
+        lines.append([name, sample.defect, *(f"{value:.6g}" for value in own), verdict])
+    return lines
 
 
 def mean_scores(tables: Sequence[ScoreTable]) -> ScoreTable:
@@ -111,13 +133,21 @@ def html_page(title: str, report: dict[str, Any], sections: Sequence[str]) -> st
 
 def verdict_lines(verdicts: VerdictTable) -> list[str]:
     """One sentence for images and one for pixels: what the stored threshold gets right."""
-    return [
-        f"{kind}s above {v['threshold']:.4g}: precision {_percent(v['precision'])}, recall "
-        f"{_percent(v['recall'])}, F1 {_percent(v['f1'])} (best possible on this test set: "
-        f"{_percent(v['best_f1'])}); flagged of the normal {kind}s: "
-        f"{_percent(v['false_positive_rate'])} %"
-        for kind, v in verdicts.items()
-    ]
+    lines = []
+    for kind, v in verdicts.items():
+        parts = []
+        if v["f1"] is not None:
+            parts.append(
+                f"precision {_percent(v['precision'])}, recall {_percent(v['recall'])}, F1 "
+                f"{_percent(v['f1'])} (best possible on this test set: {_percent(v['best_f1'])})"
+            )
+        elif v["recall"] is not None:
+            parts.append(f"flagged of the defective {kind}s: {_percent(v['recall'])} %")
+        if v["false_positive_rate"] is not None:
+            share = _percent(v["false_positive_rate"])
+            parts.append(f"flagged of the normal {kind}s: {share} %")
+        lines.append(f"{kind}s above {v['threshold']:.4g}: {'; '.join(parts)}")
+    return lines
 
 
 def section(evaluation: Evaluation, thresholds: Thresholds | None) -> str:
@@ -129,6 +159,8 @@ def section(evaluation: Evaluation, thresholds: Thresholds | None) -> str:
     if thresholds is not None:
         notes += verdict_lines(verdicts_as_json(evaluation, thresholds))
     parts = [f"<h2>{name}</h2>", _html_table(as_json(evaluation.scores))]
+    if labels.any():
+        parts.append(_html_rows(_defect_lines(defects_as_json(evaluation, thresholds), method)))
     parts += [f"<p class='note'>{html.escape(note)}</p>" for note in notes]
     both_classes = bool(labels.any() and not labels.all())
     figures: list[tuple[Figure, str]] = []
@@ -155,6 +187,15 @@ def section(evaluation: Evaluation, thresholds: Thresholds | None) -> str:
         alt = f"{heading}: image, mask and the map of each method, on one scale for all images."
         parts.append(f"<h3>{html.escape(heading)}</h3>{_img(figure, alt)}")
     return f"<section>{''.join(parts)}</section>"
+
+
+def _defect_lines(defects: dict[str, dict[str, float | None]], method: str) -> list[list[str]]:
+    head = [f"defect, by {method}", "images", METRICS["image_auroc"], "flagged"]
+    rows = [
+        [kind, f"{row['images']}", _percent(row["image_auroc"]), _percent(row["flagged"])]
+        for kind, row in defects.items()
+    ]
+    return [head, *rows]
 
 
 def _examples(

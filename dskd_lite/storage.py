@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,16 @@ def whole_folder(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_table(file: Path, lines: Iterable[Sequence[object]]) -> None:
+    """Write lines as CSV, whole or not at all; raises InputError if it cannot be written."""
+    with (
+        whole_file(file) as temporary,
+        # A name that is no text in this system's encoding goes out with the bytes that it has.
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream,
+    ):
+        csv.writer(stream).writerows(lines)
 
 
 def check_place(path: Path) -> None:

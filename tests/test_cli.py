@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 from dskd_lite import experiment, plots, storage
 from dskd_lite.baselines import make_detector
@@ -75,8 +76,116 @@ def test_train_writes_report_page_model_and_checkpoint(trained: tuple[Path, Path
     assert page.count("<img alt='") == page.count("<img ")
     assert "http" not in page
     assert sorted(p.name for p in run.iterdir()) == [
-        "checkpoint.safetensors", "model", "report.html", "report.json",
+        "checkpoint.safetensors", "model", "report.html", "report.json", "test_scores.csv",
     ]  # fmt: skip
+
+
+def test_each_test_image_and_each_kind_of_defect_has_its_figures(
+    trained: tuple[Path, Path],
+) -> None:
+    _, run = trained
+    report = json.loads((run / "report.json").read_text())
+    with (run / "test_scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows] == [
+        f"test/{kind}/{number}.png" for kind in ("good", "hole") for number in range(3)
+    ]
+    truth = [row["defect"] == "hole" for row in rows]
+    for method, scores in report["scores"].items():
+        values = [float(row[method]) for row in rows]
+        assert scores["image_auroc"] == pytest.approx(roc_auc_score(truth, values))
+    flagged = [row["verdict"] == "anomalous" for row in rows]
+    threshold = report["thresholds"]["image"]
+    assert flagged == [float(row["fused"]) > threshold for row in rows]
+    assert report["defects"] == {
+        "hole": {
+            "images": 3,
+            "image_auroc": report["scores"]["fused"]["image_auroc"],
+            "flagged": sum(flagged[3:]) / 3,
+        }
+    }
+    page = (run / "report.html").read_text()
+    assert "<tr><th>hole</th><td>3</td>" in page
+
+
+def test_a_model_of_another_category_is_not_replaced(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = trained
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(data, tmp_path / "bolts")
+    before = (tmp_path / "run" / "model" / "model.json").read_bytes()
+    command = [*FAST, "--out", str(tmp_path / "run")]
+    assert main(["train", str(tmp_path / "bolts"), *command]) == 2
+    assert "holds a model of nuts, not of bolts: give another --out" in capsys.readouterr().err
+    (tmp_path / "several").mkdir()
+    for name in ("bolts", "nuts"):
+        shutil.copytree(data, tmp_path / "several" / name)
+    assert main(["train", str(tmp_path / "several"), *command]) == 2
+    assert "holds a model of nuts, not of several" in capsys.readouterr().err
+    (tmp_path / "run").rename(tmp_path / "bolts_run")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "bolts_run").rename(tmp_path / "out" / "bolts")
+    command = [*FAST, "--out", str(tmp_path / "out")]
+    assert main(["train", str(tmp_path / "several"), *command]) == 2
+    assert "holds a model of nuts, not of bolts" in capsys.readouterr().err
+    assert (tmp_path / "out" / "bolts" / "model" / "model.json").read_bytes() == before
+    (tmp_path / "out" / "bolts" / "model" / "model.json").write_text("damaged")
+    assert main(["train", str(tmp_path / "bolts"), *FAST, "--out", str(tmp_path / "out")]) == 0
+
+
+def test_training_says_how_many_images_there_are_and_which_files_are_none(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "nuts"
+    shutil.copytree(trained[0], root)
+    command = ["train", str(root), *FAST, "--out", str(tmp_path / "run")]
+    (root / "train" / "good" / "of_a_phone.heic").write_bytes(b"")
+    (root / "train" / "good" / "more").mkdir()
+    shutil.copy(root / "train" / "good" / "0.png", root / "train" / "good" / "more")
+    assert main(command) == 0
+    shown = capsys.readouterr().err
+    assert "8 normal images to train on, 6 to test on" in shown
+    first = root / "train" / "good" / "more" / "0.png"
+    assert f"passed over, being no images that are read here: {first} and 1 more\n" in shown
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["images"] == {"train": 7, "held_out": 1, "test": 6}
+
+
+def test_few_held_out_images_are_told_of_wherever_their_thresholds_are_used(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = trained
+    photo = str(data / "test" / "good" / "0.png")
+    note = "rest on 1 held-out normal image: of good pieces they may flag far more than the 5 %"
+    for command in (
+        ["evaluate", str(run), "--out", str(tmp_path / "report"), "--device", "cpu"],
+        ["predict", str(run), photo, "--out", str(tmp_path / "photos"), "--device", "cpu"],
+        ["export", str(run), "--out", str(tmp_path / "model.onnx")],
+    ):
+        assert main(command) == 0
+        assert note in capsys.readouterr().out
+    assert note in json.loads((run / "report.json").read_text())["notes"][0]
+    assert note in (run / "report.html").read_text()
+
+
+def test_a_test_set_of_one_kind_still_gets_verdicts(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = trained
+    for kind, other in (("good", "hole"), ("hole", "good")):
+        shutil.copytree(data, tmp_path / kind)
+        shutil.rmtree(tmp_path / kind / "test" / other)
+        shutil.rmtree(tmp_path / kind / "ground_truth")
+        command = ["evaluate", str(run), "--data", str(tmp_path / kind), "--device", "cpu"]
+        assert main([*command, "--out", str(tmp_path / "report")]) == 0
+        printed = capsys.readouterr().out
+        with (tmp_path / "report" / "test_scores.csv").open() as file:
+            flagged = [row["verdict"] == "anomalous" for row in csv.DictReader(file)]
+        share = f"{100 * sum(flagged) / len(flagged):.1f} %"
+        named = "normal" if kind == "good" else "defective"
+        assert f": flagged of the {named} images: {share}\n" in printed
+        assert "precision" not in printed and "pixels above" not in printed
 
 
 def test_several_processes_train_one_run(trained: tuple[Path, Path], tmp_path: Path) -> None:
@@ -236,6 +345,52 @@ def test_files_that_are_no_photos_are_mentioned(
     assert "b.gif and 1 more\n" in capsys.readouterr().out
 
 
+def test_results_of_photos_that_are_gone_are_mentioned(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = trained
+    shutil.copytree(data / "test" / "hole", tmp_path / "photos")
+    command = ["predict", str(run), str(tmp_path / "photos"), "--out", str(tmp_path / "out")]
+    assert main([*command, "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert "left from before" not in printed
+    with (tmp_path / "out" / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    threshold = json.loads((run / "report.json").read_text())["thresholds"]["image"]
+    assert [float(row["threshold"]) for row in rows] == pytest.approx([threshold] * 3, rel=1e-5)
+    anomalous = sum(row["verdict"] == "anomalous" for row in rows)
+    assert f"anomalous, above {threshold:.4g}: {anomalous} of 3\n" in printed
+    (tmp_path / "photos" / "1.png").unlink()
+    assert main([*command, "--device", "cpu"]) == 0
+    left = tmp_path / "out" / "1_overlay.png"
+    assert f"left from before, of photos that were not judged now: {left}\n" in (
+        capsys.readouterr().out
+    )
+    assert left.is_file()
+
+
+def test_photos_of_another_shape_than_the_training_images_get_a_note(
+    trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    data, run = trained
+    assert experiment.photo_size(run) == (48, 48)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name, size in (("alike", (96, 96)), ("rounded", (101, 100)), ("wide", (64, 48))):
+        Image.new("RGB", size).save(photos / f"{name}.png")
+    command = ["predict", str(run), str(photos), "--out", str(tmp_path / "out")]
+    assert main([*command, "--device", "cpu"]) == 0
+    with (tmp_path / "out" / "scores.csv").open() as file:
+        notes = {row["image"]: row["note"] for row in csv.DictReader(file)}
+    assert notes.pop("wide.png") == (
+        "64x48 pixels is another shape than the training images' 48x48: crop it alike"
+    )
+    assert set(notes.values()) == {""}
+    mixed = ["train", str(data), *FAST, "--mixed-sizes", "--out", str(tmp_path / "mixed")]
+    assert main(mixed) == 0
+    assert experiment.photo_size(tmp_path / "mixed") is None
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="names are text elsewhere")
 def test_a_category_may_have_a_name_that_is_no_text(make_category: Make, tmp_path: Path) -> None:
     root = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
@@ -354,8 +509,8 @@ def test_folder_of_categories_gets_one_report(
     page = (out / "report.html").read_text()
     assert "<h2>a</h2>" in page and "<h2>b</h2>" in page
     assert "<tr><th>image AUROC</th><th style" in page and "<tr><th>b</th><td>" in page
-    assert "No pixel metrics: the defective images have no masks" in page
-    assert page.count("The thresholds rest on 1 held-out normal images") == 2
+    assert "No pixel metrics: ground_truth has no masks of hole." in page
+    assert page.count("The thresholds rest on 1 held-out normal image:") == 2
     capsys.readouterr()
     assert main(["predict", str(out), str(tmp_path / "data" / "a" / "test")]) == 2
     assert f"name one, e.g. {out / 'a'}" in capsys.readouterr().err

@@ -232,6 +232,25 @@ def test_floating_point_images_and_images_of_absurd_size_are_named(tmp_path: Pat
         open_image(tmp_path / "huge.png")
 
 
+def test_good_with_a_capital_is_no_defect(make_category: Make) -> None:
+    root = make_category()
+    (root / "test" / "good").rename(root / "test" / "Good")
+    with pytest.raises(InputError, match="test/Good would count as a defect: call it good"):
+        scan_category(root)
+
+
+def test_files_that_are_not_read_are_listed(make_category: Make) -> None:
+    root = make_category()
+    assert scan_category(root).passed_over == []
+    for name in ("train/good/a.heic", "train/bad/b.png", "test/good/more/c.png", "test/d.png"):
+        (root / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(root / name, format="PNG")
+    passed_over = scan_category(root).passed_over
+    assert [path.relative_to(root).as_posix() for path in passed_over] == [
+        "train/bad/b.png", "train/good/a.heic", "test/d.png", "test/good/more/c.png",
+    ]  # fmt: skip
+
+
 def test_hidden_folders_are_no_defects(make_category: Make) -> None:
     root = make_category()
     before = scan_category(root)

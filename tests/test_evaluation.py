@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,14 @@ from dskd_lite import report
 from dskd_lite.baselines.rd4ad import RD4AD
 from dskd_lite.datasets.folder import Category, Sample
 from dskd_lite.detector import DSKD, Thresholds
-from dskd_lite.evaluation import Evaluation, score_images
+from dskd_lite.evaluation import (
+    FEW_HELD_OUT,
+    Evaluation,
+    Verdicts,
+    fit_thresholds,
+    score_images,
+    threshold_notes,
+)
 from dskd_lite.experiment import prepare_detector
 from dskd_lite.prediction import predict
 from dskd_lite.teacher import Teacher
@@ -63,8 +71,45 @@ def test_nothing_flagged_is_no_division_by_zero() -> None:
 
 def test_verdicts_need_both_kinds_of_images_and_masks() -> None:
     thresholds = Thresholds(image=9.0, pixel=3.0, false_positive_rate=0.05)
-    assert set(_evaluation(normal=0).verdicts("fused", thresholds)) == {"pixel"}
+    defects = _evaluation(normal=0).verdicts("fused", thresholds)
+    image_scores = _evaluation(normal=0).image_scores("fused")
+    assert defects["image"] == Verdicts(9.0, None, (image_scores > 9).mean(), None, None, None)
+    assert defects["pixel"].f1 is not None
+    normal = _evaluation(defective=0, masks=False)
+    middle = float(np.median(normal.image_scores("fused")))  # of five, so two lie above it
+    assert normal.verdicts("fused", Thresholds(middle, 3.0, 0.05)) == {
+        "image": Verdicts(middle, None, None, None, 0.4, None)
+    }
     assert set(_evaluation(masks=False).verdicts("fused", thresholds)) == {"image"}
+
+
+def test_kinds_of_defects_are_judged_apart() -> None:
+    whole = _evaluation(defective=5, normal=6)
+    kinds = ["hole", "crack", "hole", "hole", "crack", *["good"] * 6]
+    test = tuple(Sample(Path(f"{i}.png"), kind, None) for i, kind in enumerate(kinds))
+    evaluation = replace(whole, category=Category(Path("nuts"), (), test))
+    scores = evaluation.image_scores("fused")
+    threshold = float(np.median(scores))
+    table = evaluation.by_defect("fused", Thresholds(threshold, 0.0, 0.05))
+    assert list(table) == ["hole", "crack"]
+    for kind, row in table.items():
+        own = [s for s, k in zip(scores, kinds, strict=True) if k == kind]
+        pairs = [(a > b) + (a == b) / 2 for a in own for b in scores[5:]]
+        assert row.images == len(own)
+        assert row.image_auroc == pytest.approx(np.mean(pairs))
+        assert row.flagged == np.mean([s > threshold for s in own])
+    only = evaluation.by_defect("fused", None)["crack"]
+    assert (only.images, only.flagged) == (2, None)
+    assert _evaluation(normal=0).by_defect("fused", None)["hole"].image_auroc is None
+
+
+def test_thresholds_of_few_images_are_told_of() -> None:
+    assert threshold_notes(None) == []
+    assert threshold_notes(Thresholds(1.0, 1.0, 0.05)) == []  # of a model that did not count
+    maps = np.random.default_rng(0).gamma(9.0, size=(FEW_HELD_OUT, 4, 4))
+    assert threshold_notes(fit_thresholds(maps, 0.05)) == []
+    (note,) = threshold_notes(fit_thresholds(maps[1:], 0.01))
+    assert "9 held-out normal images" in note and "the 1 % asked for" in note
 
 
 def test_report_tells_the_verdicts() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from dskd_lite import export
 from dskd_lite.baselines.rd4ad import RD4AD
@@ -35,7 +37,7 @@ def _trained(kind: type[DistillationDetector]) -> DistillationDetector:
     if isinstance(detector, DSKD):
         with torch.no_grad():
             detector.fusion.weight.copy_(torch.tensor([0.1, -0.2, 0.3, 0.4, 0.5, -0.6]))
-    detector.thresholds = Thresholds(image=0.625, pixel=0.3, false_positive_rate=0.05)
+    detector.thresholds = Thresholds(image=0.625, pixel=0.3, false_positive_rate=0.05, held_out=12)
     return detector
 
 
@@ -91,6 +93,32 @@ def test_the_command_writes_a_file_that_scores_as_predict_does(tmp_path: Path) -
     batch = IMAGES[:1].transpose(0, 3, 1, 2).astype(np.float32) / 255
     score = session.run(["score"], {"images": batch})[0][0]
     assert predict(detector, photo, tmp_path / "out")[0].score == pytest.approx(score, rel=1e-4)
+
+
+def test_the_scripts_of_the_readme_score_as_predict_does(
+    exported: tuple[DistillationDetector, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On a photo that lies on its side, as phones save them."""
+    detector, path = exported
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(path, "model.onnx")
+    detector.save(Path("runs/mine/model"))
+    tag = Image.Exif()
+    tag[ExifTags.Base.Orientation] = 6
+    columns = np.random.default_rng(1).integers(0, 256, (1, 70, 3)).repeat(90, axis=0)
+    Image.fromarray(columns.astype(np.uint8)).save("photo.jpg", exif=tag)
+    (verdict,) = predict(detector, Path("photo.jpg"), Path("out"))
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    scripts = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert len(scripts) == 2
+    for script in scripts:
+        exec(script, {})
+        score, anomalous = capsys.readouterr().out.split()
+        assert float(score) == pytest.approx(verdict.score, rel=1e-4)
+        assert (anomalous == "True") == (verdict.verdict == "anomalous")
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])

@@ -447,6 +447,17 @@ def test_gamma_threshold_takes_image_scores_and_pixels(kind: str) -> None:
     assert gamma_threshold(given) == gamma_threshold(scores.astype(np.float64))
 
 
+@pytest.mark.parametrize(("held_out", "really"), [(4, 0.195), (10, 0.086), (20, 0.066)])
+def test_thresholds_of_few_scores_flag_what_the_readme_says(held_out: int, really: float) -> None:
+    """The true rate of thresholds for 5 %, on average over drawings of few normal scores."""
+    rng, true = np.random.default_rng(0), stats.gamma(30.0)
+    rates = [
+        true.sf(gamma_threshold(true.rvs(held_out, random_state=rng), 0.05).value)
+        for _ in range(500)
+    ]
+    assert np.mean(rates) == pytest.approx(really, rel=0.1)
+
+
 def test_many_pixels_are_sampled_always_the_same_way() -> None:
     scores = np.random.default_rng(0).gamma(3.0, 1.0, (20, 256, 256)).astype(np.float32)
     first, second = gamma_threshold(scores, 0.01), gamma_threshold(scores, 0.01)

@@ -44,6 +44,14 @@ class Category:
         return self.root.name
 
     @property
+    def passed_over(self) -> list[Path]:
+        """Files in ``train``, ``test`` and ``ground_truth`` that are not read, by path."""
+        masks = {sample.mask for sample in self.test}
+        read = {*self.train, *(sample.path for sample in self.test), *masks}
+        folders = (self.root / name for name in ("train", "test", "ground_truth"))
+        return [path for folder in folders for path in files_below(folder) if path not in read]
+
+    @property
     def has_masks(self) -> bool:
         """Whether every defective test image has a mask (and there is one)."""
         defective = [s for s in self.test if s.is_defective]
@@ -90,6 +98,11 @@ def files_below(folder: Path) -> list[Path]:
     )
 
 
+def first_of(paths: Sequence[Path]) -> str:
+    """The first of some paths and how many more there are, for a message."""
+    return f"{paths[0]} and {len(paths) - 1} more" if paths[1:] else f"{paths[0]}"
+
+
 def images_below(folder: Path) -> list[Path]:
     """Image files at any depth below a folder, by path; what is hidden is passed over."""
     return [path for path in files_below(folder) if is_image_file(path)]
@@ -119,7 +132,8 @@ def scan_category(root: Path, to_train: bool = True) -> Category:
     """List the images of one category; test images and masks are optional.
 
     Raises InputError if ``train/good`` is missing or empty (unless not ``to_train``), if a mask has
-    no image or not its size, or if only some images of a defect have a mask.
+    no image or not its size, if only some images of a defect have a mask, or if ``test/good`` is
+    written with capitals.
     """
     root = Path(os.path.abspath(root))  # and not what a link points to: the name is the category's
     good = root / "train" / GOOD
@@ -131,6 +145,8 @@ def scan_category(root: Path, to_train: bool = True) -> Category:
         raise InputError(f"{good} holds no image: put normal images there ({kinds})")
     samples: list[Sample] = []
     for folder in _subfolders(root / "test"):
+        if folder.name != GOOD and folder.name.lower() == GOOD:
+            raise InputError(f"{folder} would count as a defect: call it {GOOD} if it is none")
         masks = _masks_of(root / "ground_truth" / folder.name, folder)
         samples += [Sample(p, folder.name, masks.get(p.stem)) for p in list_images(folder)]
     _check_mask_sizes(samples)
@@ -256,7 +272,8 @@ def _check_mask_sizes(samples: Sequence[Sample]) -> None:
         if image_size != mask_size:
             raise InputError(
                 f"{sample.mask} is {mask_size[0]}x{mask_size[1]} pixels but its image "
-                f"{sample.path.name} is {image_size[0]}x{image_size[1]}: make them the same size"
+                f"{sample.path.name} is {image_size[0]}x{image_size[1]}, upright as its EXIF tag "
+                "says: make them the same size"
             )
 
 
