@@ -52,7 +52,7 @@ class Predict:
     source: tyro.conf.Positional[Path]
     """An image, or a folder of images."""
     out: Path = Path("predictions")
-    """Folder for overlays, masks and scores.csv."""
+    """Folder for overlays, masks, scores.csv and report.html."""
     device: Device = "auto"
     """Auto takes an accelerator if there is one."""
     batch_size: int = 16
@@ -223,6 +223,7 @@ def predict(options: Predict) -> None:
     for note in threshold_notes(detector.thresholds):
         print(note)
     print(f"overlays, masks and {prediction.SCORES_FILE}: {options.out}")
+    print(f"report: {options.out / prediction.PAGE}")
 
 
 def export(options: Export) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -16,10 +18,11 @@ from dskd_lite import plots
 from dskd_lite.datasets.folder import IMAGE_SUFFIXES, files_below, is_image_file, open_image
 from dskd_lite.detector import StoredDetector, verdict_on
 from dskd_lite.errors import InputError
+from dskd_lite.report import page
 from dskd_lite.storage import whole_file, write_table
 from dskd_lite.training import to_tensor
 
-SCORES_FILE = "scores.csv"
+SCORES_FILE, PAGE = "scores.csv", "report.html"
 OVERLAY = "overlay"
 LONGEST_NAME = 255  # bytes, on nearly all file systems
 OTHER_SHAPE = 1.02  # ratio of two photos' aspect ratios that is more than a crop's rounding
@@ -74,9 +77,10 @@ def predict(
     progress: Callable[[int], None] = lambda count: None,
     trained_on: tuple[int, int] | None = None,
 ) -> list[Verdict]:
-    """Score photos; write ``<name>_overlay.png`` and ``<name>_mask.png`` for each, and scores.csv.
+    """Score photos; write an overlay and a mask of each, scores.csv, and report.html of all.
 
-    The name is the photo's without its suffix, or with it where another photo has that name too.
+    They are ``<name>_overlay.png`` and ``<name>_mask.png``, of the photo's name without its suffix,
+    or with it where another photo has that name too.
     Overlays have the photo's own size and one colour scale for all: from 0 to twice the pixel
     threshold stored with the model, so that the threshold lies in the middle; without a positive
     one, to the photo's own maximum. A photo that cannot be read, or whose name is too long for
@@ -113,7 +117,38 @@ def predict(
         )
         lines.append([v.path.relative_to(root).as_posix(), score, limit, v.verdict, area, v.note])
     write_table(out / SCORES_FILE, lines)
+    with whole_file(out / PAGE) as temporary:
+        # Of a name that is no text the page shows the bytes.
+        text = _page(root, out, verdicts, threshold)
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return verdicts
+
+
+def _page(root: Path, out: Path, verdicts: Sequence[Verdict], threshold: float | None) -> str:
+    """All photos on one page, those with the highest scores first, those unread last."""
+    rows = []
+    for v in sorted(verdicts, key=lambda v: -np.inf if v.score is None else v.score, reverse=True):
+        picture = ""
+        if v.overlay is not None:
+            address = quote(os.fsencode(v.overlay.relative_to(out).as_posix()))
+            picture = (
+                f"<a href='{address}'><img loading='lazy' src='{address}' alt='Overlay "
+                f"of {html.escape(v.path.name, quote=True)}'></a>"
+            )
+        area = "" if v.anomalous_area is None else f"{100 * v.anomalous_area:.1f} %"
+        score = "" if v.score is None else f"{v.score:.4g}"
+        cells = [v.path.relative_to(root).as_posix(), score, v.verdict, area, v.note]
+        rows.append(
+            f"<tr><td>{picture}</td>" + "".join(f"<td>{html.escape(c)}</td>" for c in cells)
+        )
+    head = ("", "photo", "score", "verdict", "area above the pixel threshold", "note")
+    anomalous = sum(v.verdict == "anomalous" for v in verdicts)
+    told = "" if threshold is None else f": {anomalous} of {len(verdicts)} above {threshold:.4g}"
+    return page(
+        f"Photos of {root.resolve().name}{told}",
+        "<table class='photos'><tr>" + "".join(f"<th>{title}</th>" for title in head) + "</tr>"
+        + "\n".join(rows) + "</table>",
+    )  # fmt: skip
 
 
 def left_from_before(out: Path, verdicts: Sequence[Verdict]) -> list[Path]:

@@ -123,12 +123,19 @@ def html_page(title: str, report: dict[str, Any], sections: Sequence[str]) -> st
         f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>"
         for k, v in {**report["config"], **report["versions"]}.items()
     )
-    return _PAGE.format(
-        title=html.escape(title),
-        overall=overall,
-        sections="\n".join(sections),
-        settings=settings,
+    return page(
+        title,
+        "<p>Figures in percent, over the whole test set. AUPRO is exact, to a false-positive rate "
+        f"of 0.3. Heatmaps of one method share one colour scale.</p>\n{overall}\n"
+        + "\n".join(sections)
+        + "\n<h2>Settings</h2><details><summary>options and versions</summary>"
+        f"<table>{settings}</table></details>",
     )
+
+
+def page(title: str, body: str) -> str:
+    """An HTML page in the look of all pages, of a title in plain text and a body in HTML."""
+    return _PAGE.format(title=html.escape(title), body=body)
 
 
 def verdict_lines(verdicts: VerdictTable) -> list[str]:
@@ -268,13 +275,11 @@ img {{ max-width: 100%; height: auto; border-radius: 6px; background: white; }}
 table {{ border-collapse: collapse; margin: .5rem 0 1rem; display: block; overflow-x: auto; }}
 th, td {{ padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #8885; }}
 th:first-child {{ text-align: left; }}
+.photos th, .photos td {{ text-align: left; }}
+.photos img {{ width: 200px; max-width: none; }}
 .note {{ border-left: 4px solid #EE7733; padding-left: .6rem; }}
 </style></head><body>
 <h1>{title}</h1>
-<p>Figures in percent, over the whole test set. AUPRO is exact, to a false-positive rate of 0.3.
-Heatmaps of one method share one colour scale.</p>
-{overall}
-{sections}
-<h2>Settings</h2><details><summary>options and versions</summary><table>{settings}</table></details>
+{body}
 </body></html>
 """

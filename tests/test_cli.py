@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -276,6 +277,9 @@ def test_predict_writes_overlays_masks_and_scores_and_skips_the_unreadable(
         assert 0 <= float(rows[name]["anomalous_area"]) <= 1
     assert Image.open(out / "a_overlay.png").size == (90, 60)
     assert Image.open(out / "shelf" / "b_mask.png").size == (40, 70)
+    page = (out / "report.html").read_text()
+    assert "<a href='shelf/b_overlay.png'>" in page
+    assert page.index("a_overlay.png") < page.index("<td>unreadable</td>")
     assert "broken.png" in capsys.readouterr().out
 
 
@@ -360,6 +364,10 @@ def test_results_of_photos_that_are_gone_are_mentioned(
     assert [float(row["threshold"]) for row in rows] == pytest.approx([threshold] * 3, rel=1e-5)
     anomalous = sum(row["verdict"] == "anomalous" for row in rows)
     assert f"anomalous, above {threshold:.4g}: {anomalous} of 3\n" in printed
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f"<h1>Photos of photos: {anomalous} of 3 above {threshold:.4g}</h1>" in page
+    by_score = sorted(rows, key=lambda row: -float(row["score"]))
+    assert re.findall(r"src='(.)_overlay.png'", page) == [row["image"][0] for row in by_score]
     (tmp_path / "photos" / "1.png").unlink()
     assert main([*command, "--device", "cpu"]) == 0
     left = tmp_path / "out" / "1_overlay.png"
