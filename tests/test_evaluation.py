@@ -12,7 +12,7 @@ from sklearn.metrics import f1_score, precision_score, recall_score
 from dskd_lite import report
 from dskd_lite.baselines.rd4ad import RD4AD
 from dskd_lite.datasets.folder import Category, Sample
-from dskd_lite.detector import DSKD, Thresholds
+from dskd_lite.detector import DSKD, Thresholds, verdict_on
 from dskd_lite.evaluation import (
     FEW_HELD_OUT,
     Evaluation,
@@ -101,6 +101,13 @@ def test_kinds_of_defects_are_judged_apart() -> None:
     only = evaluation.by_defect("fused", None)["crack"]
     assert (only.images, only.flagged) == (2, None)
     assert _evaluation(normal=0).by_defect("fused", None)["hole"].image_auroc is None
+
+
+def test_a_verdict_needs_a_threshold_and_a_score_above_it() -> None:
+    thresholds = Thresholds(image=1.0, pixel=9.0, false_positive_rate=0.05)
+    verdicts = [verdict_on(score, thresholds) for score in (0.9, 1.0, 1.1)]
+    assert verdicts == ["normal", "normal", "anomalous"]
+    assert verdict_on(9.0, None) == "unknown"
 
 
 def test_thresholds_of_few_images_are_told_of() -> None:

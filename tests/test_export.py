@@ -79,6 +79,7 @@ def test_metadata_says_what_the_scores_mean(exported: tuple[DistillationDetector
     assert float(metadata["image_threshold"]) == 0.625
     assert float(metadata["pixel_threshold"]) == 0.3
     assert float(metadata["false_positive_rate"]) == 0.05
+    assert int(metadata["held_out"]) == 12
     assert metadata["teacher"] == "offline" and "torch" in metadata["versions"]
 
 
