@@ -4,9 +4,9 @@
 
 The images are PNGs of 1024 px made from a seed: blurred noise with grain, about as hard to decode
 as a photograph. One side decodes and resizes them all with PIL, on all cores; the other reads an
-epoch out of the memory-mapped cache, in random order, as float batches on the device, as
-training does. Opening a cache that is there (hash of the files, checksum of the cache) is paid once
-a run and timed apart.
+epoch out of the memory-mapped cache, in random order, as float batches on the device. (Training
+reads its share of the cache into memory first.) Opening a cache that is there (hash of the files,
+checksum of the cache) is paid once a run and timed apart.
 """
 
 from __future__ import annotations

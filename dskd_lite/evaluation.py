@@ -162,6 +162,13 @@ def evaluate(
             extent = "every pixel" if masks.any() else "no pixel"
             notes.append(f"No pixel metrics: at this image size the masks cover {extent}.")
             masks = None
+        elif lost := sum(
+            s.is_defective and not mask.any() for s, mask in zip(category.test, masks, strict=True)
+        ):
+            notes.append(
+                f"The masks of {lost} defective images are empty at this image size: their pixels "
+                "count as normal."
+            )
     elif without := sorted({s.defect for s in category.test if s.is_defective and s.mask is None}):
         notes.append(f"No pixel metrics: ground_truth has no masks of {', '.join(without)}.")
     maps = score_images(detector, images, batch_size, device, progress)

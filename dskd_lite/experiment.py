@@ -233,7 +233,7 @@ def _run_category(
     display: Display,
 ) -> tuple[dict[str, Any], str]:
     seconds: dict[str, float] = {}
-    cache = config.out.parent / ".cache"
+    cache = folder.parent / ".cache"
     device = accelerator.device
     display.say(f"{len(category.train)} normal images to train on, {len(category.test)} to test on")
     if others := category.passed_over:
@@ -487,7 +487,8 @@ def evaluate_run(
     paths = tuple(sample.path for sample in category.test)
     seconds: dict[str, float] = {}
     with timed(seconds, "evaluate"):
-        cache = out.parent / ".cache"
+        # Where training left it, unless the report is to lie elsewhere.
+        cache = (folder if out.parent == folder else out).parent / ".cache"
         progress = display.counter("read test", len(paths))
         test = decoded_images(paths, detector.image_size, cache, progress)
         progress = display.counter("evaluate", len(test))

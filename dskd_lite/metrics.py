@@ -1,6 +1,7 @@
 """How good a detector is (AUROC, AUPRO, precision and recall) and where to draw its threshold.
 
-Everything here takes NumPy arrays or tensors; tensors are copied to the CPU, where NumPy sorts.
+Everything here takes NumPy arrays or tensors; tensors are copied to the CPU, where NumPy sorts, and
+narrower numbers than float32 are widened to it first.
 One idea carries all areas and curves: an area over the false-positive rate is a weighted sum over
 the defective pixels of what each adds to it, and what a pixel adds depends only on how many normal
 pixels score above it. So the two kinds need not be sorted together: sort the normal scores, of them

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import AutocastKwargs
 from torch import Tensor, distributed, nn
-from torch.distributed.nn.functional import all_reduce
 
 
 def new_accelerator(cpu: bool, precision: str = "fp32") -> Accelerator:
@@ -26,6 +27,22 @@ def new_accelerator(cpu: bool, precision: str = "fp32") -> Accelerator:
     )
 
 
+class _Sum(torch.autograd.Function):
+    """Sum of a tensor over all processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total)
+        return total
+
+
 class SyncedBatchNorm(nn.BatchNorm2d):
     """Batch norm (B, C, h, w) whose statistics in training are those of all processes' images.
 
@@ -40,7 +57,7 @@ class SyncedBatchNorm(nn.BatchNorm2d):
         values = x.double()  # E[x^2] - E[x]^2 loses digits
         count = values.new_tensor([x.numel() / x.shape[1]])
         sums = torch.cat([values.sum((0, 2, 3)), (values * values).sum((0, 2, 3)), count])
-        total, squares, images = all_reduce(sums).split([x.shape[1], x.shape[1], 1])
+        total, squares, images = _Sum.apply(sums).split([x.shape[1], x.shape[1], 1])
         mean = total / images
         variance = squares / images - mean * mean
         with torch.no_grad():

@@ -157,6 +157,7 @@ def run_sweep(
     ``allowed-failures``); one that fails is named and does not stop the others. Raises InputError
     if the results file cannot be written, or if jobs failed, once the others are done.
     """
+    import dask
     from dask.base import tokenize
     from distributed import Client, LocalCluster, as_completed
 
@@ -178,9 +179,13 @@ def run_sweep(
     failed: list[str] = []
     if waiting:
         _silence_dask()
-        cluster = None if options.scheduler else LocalCluster(
-            n_workers=options.workers, threads_per_worker=1, dashboard_address=":0"
-        )  # fmt: skip
+        cluster = None
+        if not options.scheduler:
+            # A job that waited in a worker behind another would share the blame for its death.
+            with dask.config.set({"distributed.scheduler.worker-saturation": 1.0}):
+                cluster = LocalCluster(
+                    n_workers=options.workers, threads_per_worker=1, dashboard_address=":0"
+                )
         with Client(options.scheduler or cluster) as client:
             futures = {
                 # The key must not be another sweep's on the same scheduler: that gives its result.
@@ -189,13 +194,15 @@ def run_sweep(
                 ): job
                 for job in waiting
             }
-            for future in as_completed(futures):
-                job = futures[future]
+            for future in as_completed(list(futures)):
+                # A result that is still asked for is computed again if its worker dies later.
+                job = futures.pop(future)
                 if future.status != "finished":
                     failed.append(f"{job.key} ({future.exception()})")
                     say(f"failed: {failed[-1]}")
                     continue
                 rows |= add_result(file, future.result())
+                future.release()
                 done = sum(job.key in rows for job in planned)  # rows of other sweeps may lie there
                 say(f"done: {job.key} ({done} of {len(planned)})")
         if cluster is not None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from dskd_lite.evaluation import score_images
 from dskd_lite.foreground import object_masks
 from dskd_lite.prediction import predict
 from dskd_lite.report import category_table, mean_scores
-from dskd_lite.training import Step
+from dskd_lite.training import Step, split_holdout
 
 FAST = (
     "--teacher offline --teacher-weights random --image-size 32 --epochs 2 --batch-size 4 "
@@ -209,6 +210,7 @@ def test_evaluate_gives_the_figures_of_training(
 ) -> None:
     _, run = trained
     assert main(["evaluate", str(run), "--device", "cpu"]) == 0
+    assert not (run / ".cache").exists()  # training's serves
     again = json.loads((run / "evaluation" / "report.json").read_text())
     first = json.loads((run / "report.json").read_text())
     for method, scores in first["scores"].items():
@@ -583,6 +585,48 @@ def test_every_method_trains_is_evaluated_and_predicts(
         assert "cannot be exported, only detectors with students" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("fusion", ["recommended", "paper"])
+def test_options_and_held_out_images_reach_training(
+    fusion: str, trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spies = {}
+    for name in ("train_students", "train_fusion", "score_images", "fit_thresholds"):
+        spies[name] = Mock(wraps=getattr(experiment, name))
+        monkeypatch.setattr(experiment, name, spies[name])
+    options = (
+        "--epochs 3 --batch-size 5 --learning-rate 0.001 --loss flattened --seed 3 --holdout 0.4 "
+        f"--fusion-epochs 4 --octaves 1 3 --opacity 0.3 0.6 --fusion {fusion} "
+        "--false-positive-rate 0.2"
+    ).split()
+    out = str(tmp_path / "run")
+    assert main(["train", str(trained[0]), *FAST, *options, "--out", out]) == 0
+    images = decoded_images(scan_category(trained[0]).train, 32, None)
+    fitted, held_out = split_holdout(len(images), 0.4, seed=3)
+    assert len(held_out) == 3
+
+    _, learned, epochs, batch_size, learning_rate, loss, seed, *_ = spies[
+        "train_students"
+    ].call_args[0]
+    assert (epochs, batch_size, learning_rate, loss, seed) == (3, 5, 0.001, "flattened", 3)
+    assert np.array_equal(learned, images[fitted])
+
+    _, noised, noise, epochs, batch_size = spies["train_fusion"].call_args[0]
+    assert (epochs, batch_size, spies["train_fusion"].call_args[1]["seed"]) == (4, 5, 3)
+    assert np.array_equal(noised, images[fitted])
+    assert (noise.octaves, noise.opacity) == ((1, 3), (0.3, 0.6))
+    for_scales = spies["train_fusion"].call_args[1]["held_out"]
+    if fusion == "paper":
+        assert for_scales is None
+    else:
+        assert np.array_equal(for_scales, images[held_out])
+
+    assert np.array_equal(spies["score_images"].call_args[0][1], images[held_out])
+    maps, rate = spies["fit_thresholds"].call_args[0]
+    assert (maps.shape, rate) == ((3, 32, 32), 0.2)
+    nonnegative = experiment.load_run(tmp_path / "run").options["nonnegative_fusion"]
+    assert nonnegative == (fusion == "recommended")
+
+
 def test_noise_falls_on_the_object_or_where_a_mask_says(
     trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -843,6 +887,23 @@ def test_masks_that_cover_everything_give_a_note(make_category: Make, tmp_path: 
     report = json.loads((out / "report.json").read_text())
     assert report["scores"]["fused"]["pixel_auroc"] is None
     assert any("the masks cover every pixel" in note for note in report["notes"])
+
+
+def test_a_mask_that_vanishes_gives_a_note(make_category: Make, tmp_path: Path) -> None:
+    root = make_category()
+    mask = next((root / "ground_truth").rglob("*_mask.png"))
+    point = np.zeros(Image.open(mask).size[::-1], np.uint8)
+    assert main(["train", str(root), *FAST, "--out", str(tmp_path / "before")]) == 0
+    point[0, 0] = 255  # a pixel of an image that is made smaller
+    Image.fromarray(point).save(mask)
+    assert not read_mask(mask, 32).any()
+    assert main(["train", str(root), *FAST, "--out", str(tmp_path / "after")]) == 0
+    notes = [
+        json.loads((tmp_path / name / "report.json").read_text())["notes"]
+        for name in ("before", "after")
+    ]
+    assert not [note for note in notes[0] if "empty at this image size" in note]
+    assert [note for note in notes[1] if "The masks of 1 defective images are empty" in note]
 
 
 def test_a_category_that_is_too_small_stops_before_the_first_is_trained(

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 import struct
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -185,6 +187,18 @@ def test_two_processes_at_once_fill_one_cache(make_category: Make, tmp_path: Pat
     for images in runs:
         np.testing.assert_array_equal(images, expected)
     assert len(list((tmp_path / "c").iterdir())) == 1
+
+
+def test_what_a_killed_process_left_in_the_cache_is_removed(
+    make_category: Make, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for name, hours in ((".of_yesterday.tmp", 25), (".of_another_process.tmp", 1)):
+        (cache / name).write_bytes(b"half of it")
+        os.utime(cache / name, (time.time() - 3600 * hours,) * 2)
+    decoded_images(scan_category(make_category()).train, 32, cache)
+    assert [path.name for path in cache.glob(".*")] == [".of_another_process.tmp"]
 
 
 def test_cache_that_cannot_be_written_is_an_input_error(

@@ -143,6 +143,23 @@ def test_evaluation_and_prediction_score_alike(kind: type, tmp_path: Path) -> No
     assert [v.score for v in verdicts] == pytest.approx(maps.max(axis=(1, 2)), rel=1e-5)
 
 
+def test_scoring_takes_the_faster_copy() -> None:
+    class Copy:
+        image_size = 4
+
+        def maps_by_method(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"of the copy": images[:, 0]}
+
+    class Slow(Copy):
+        def for_scoring(self) -> Copy:
+            return Copy()
+
+        def maps_by_method(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            raise AssertionError("the detector itself was asked")
+
+    assert list(score_images(Slow(), np.zeros((3, 4, 4, 3), np.uint8))) == ["of the copy"]
+
+
 @pytest.mark.parametrize("kind", [DSKD, RD4AD])
 def test_bf16_changes_scores_by_its_rounding_and_maps_stay_float32(kind: type) -> None:
     torch.manual_seed(0)

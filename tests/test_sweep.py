@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import statistics
 import threading
@@ -11,10 +12,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dskd_lite import experiment
+from dskd_lite import experiment, sweep
 from dskd_lite.cli import _parse, main
 from dskd_lite.config import Config
 from dskd_lite.errors import InputError
@@ -154,6 +156,39 @@ def test_a_killed_worker_costs_only_its_job(make_category: Make, tmp_path: Path)
     killer.join()
     assert killed
     assert [row["key"][-2:] for row in rows] == ["s0", "s1"]
+
+
+@pytest.mark.parametrize(("dies", "starts"), [("s2", [1, 1, 2, 1]), ("s0", [4, 1, 1, 1])])
+def test_jobs_beside_a_dying_one_run_once(
+    dies: str,
+    starts: list[int],
+    make_category: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Seed 2 kills its worker once, after others are done; seed 0 does so whenever it runs."""
+    log = tmp_path / "starts"
+
+    def stub(job: Job, threads: int) -> dict[str, Any]:
+        with log.open("a") as file:
+            file.write(f"{job.key[-2:]}\n")
+        if job.key.endswith(dies) and (dies == "s0" or log.read_text().count("s2") == 1):
+            time.sleep(1)  # until the client has the results of those before
+            os._exit(1)
+        return {"key": job.key, "scores": {}}
+
+    monkeypatch.setattr(sweep, "run_job", stub)
+    options = _options(make_category(), tmp_path / "sweep", seeds=(0, 1, 2, 3))
+    if dies == "s0":
+        with pytest.raises(InputError, match=r"^1 runs failed.*_s0 \("):
+            run_sweep(_plan(options), options)
+    else:
+        run_sweep(_plan(options), options)
+    started = log.read_text().split()
+    assert [started.count(f"s{seed}") for seed in range(4)] == starts
+    done = [row["key"][-2:] for row in read_results(tmp_path / "sweep" / RESULTS)]
+    assert sorted({*done, dies}) == ["s0", "s1", "s2", "s3"]
+    assert (dies in done) == (dies == "s2")
 
 
 def test_summary_is_mean_and_standard_deviation_over_seeds() -> None:

@@ -413,6 +413,43 @@ def test_recommended_fusion_goes_to_the_end_that_sees_the_noise(signal_in: str) 
     assert share > 0.8 if signal_in == "steady maps" else share < 0.55
 
 
+def test_gradients_are_clipped_without_the_scale_of_the_loss(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The scale is a power of 2 that doubles, so the weights are the same to the last digit."""
+    monkeypatch.setattr(training, "MAX_GRADIENT_NORM", 0.5)  # less than most gradients have
+    scaled, plain = _detector(), _detector()
+    accelerator = new_accelerator(cpu=True)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
+    monkeypatch.setattr(  # as Accelerate does in fp16, which a CPU has not
+        accelerator,
+        "unscale_gradients",
+        lambda optimizer: accelerator.scaler.unscale_(optimizer.optimizer),
+    )
+    train_students(scaled, IMAGES, 2, 4, accelerator=accelerator)
+    train_students(plain, IMAGES, 2, 4, accelerator=new_accelerator(cpu=True))
+    _assert_same(scaled, plain)
+
+
+def test_features_that_do_not_fit_are_computed_in_each_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[int] = []
+
+    class Counting(Teacher):
+        def forward(self, images: torch.Tensor, *arguments: int) -> tuple[torch.Tensor, ...]:
+            calls.append(len(images))
+            return super().forward(images, *arguments)
+
+    # Once for the cache, once to settle batch norm; without a cache a try, and in each epoch.
+    for room, expected in ((10**9, 10 + 10), (0, 4 + 2 * 10 + 10)):
+        monkeypatch.setattr(training, "MAX_CACHED_FEATURES", room)
+        detector = DSKD(Counting("offline", "random"), 32, smoothing_sigma=1.0)
+        calls.clear()
+        train_students(detector, IMAGES, 2, 4)
+        assert sum(calls) == expected
+
+
 def test_resume_goes_on_with_the_scale_of_the_loss(tmp_path: Path) -> None:
     """fp16 scales the loss by a factor that moves; here a CPU does, every second step."""
 

@@ -1,12 +1,14 @@
-"""Decoded images in a memory-mapped file, so that only the first epoch pays for decoding."""
+"""Decoded images in a memory-mapped file, so that only the first run pays for decoding."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from dskd_lite.datasets.folder import read_image
 from dskd_lite.errors import InputError
 from dskd_lite.storage import whole_file
 
+LEFT_OVER_AFTER = 24 * 3600  # seconds without a change
 RESIZE = "PIL bilinear to a square, upright"
 
 
@@ -44,6 +47,7 @@ def decoded_images(
     if cached is not None:
         progress(len(paths))
         return cached
+    _remove_left_over(cache_dir)
     checksum = 0
     with whole_file(file) as temporary, temporary.open("wb") as out:
         for image in _decode(paths, size, progress):
@@ -54,6 +58,14 @@ def decoded_images(
     if cached is None:
         raise InputError(f"{file} was damaged while it was written: check the disk, then try again")
     return cached
+
+
+def _remove_left_over(cache_dir: Path) -> None:
+    """Delete what a process that was killed left half written; others may still be writing."""
+    for file in cache_dir.glob(".*.tmp"):
+        with suppress(OSError):  # gone meanwhile
+            if time.time() - file.stat().st_mtime > LEFT_OVER_AFTER:
+                file.unlink()
 
 
 def _decode(
