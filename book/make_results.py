@@ -1,6 +1,7 @@
 """Write book/results.md from the results files: ``python book/make_results.py``.
 
-The rows come from `dskd sweep` and `dskd novelty`; the page shows nothing that they do not hold.
+The rows come from `dskd sweep` and `dskd novelty`, and all tables and comparisons from the rows. A figure that is
+written into a sentence here says in that sentence what it comes from.
 ``--check`` writes nothing and fails if the page is not what the files say.
 """
 
@@ -56,7 +57,8 @@ TEXT = """# Results
 
 This page is written by `python book/make_results.py` from the rows in `book/results/`, one a run, which hold
 the options, the seconds and the versions. All figures are in percent, mean ± standard deviation over the seeds, of
-the last epoch; no epoch, weight or threshold was chosen on them. *Fused* is the recommended form of the fusion. Where a choice was made with some of them in view,
+the last epoch; no epoch, weight or threshold was chosen on them. Three decisions of the design, however, were taken with
+screw's test figures of seed 0 in view ([which](faithfulness.md)), and RD4AD had no such attention. *Fused* is the recommended form of the fusion. Where a choice was made with some of them in view,
 the text says so.
 
 Data: MVTec AD's *screw* {{cite:p}}`bergmann2019mvtec` (320 normal images, reduced to 512 px beforehand) and
@@ -71,11 +73,15 @@ the embedded benchmark's detectors, judged again in float32 by `dskd evaluate`, 
 AUROC, 0.01 in pixel AUROC and 0.08 in AUPRO, 0.05 / 0.004 / 0.01 on average.
 
 Batch norm was settled on the training images in the order of their files; now it is in random order. That matters where
-neighbouring files are alike, as on magnetic tile: its rows with DSKD and RD4AD have been computed again with both
-changes. After 15 epochs the means over the seeds of the fused maps moved by at most 1.1 / 1.3 / 1.4 points, RD4AD's by 1.5 / 0.2 /
-0.7, the forward student's with ResNet-18 by 2.9 / 0.1 / 1.8; after 60 the fused map's by 0.5 / 0.3 / 0.7, RD4AD's by
-0.1 each, the forward student's by 2.0 / 0.4 / 0.7. The demo's figures (README, seed 0), computed both ways, moved by 0.1
+neighbouring files are alike, as on magnetic tile. The demo's figures (README, seed 0), computed both ways, moved by 0.1
 points at most.
+
+Half-precision cosine distances are added up in another order. That is rounding, but training makes as much of it as of
+another seed: BOX
+
+Computed by the present code are the rows with DSKD's recommended form and RD4AD after 15 epochs at 128 px, and magnetic tile's after 60. Screw's after
+60, all at 256 px, those *as in the paper*, and the ablations, the noise on the object, the embedded benchmark and the drawing are older. Where a row's seconds of training are
+very few, it went on from students that another row had trained.
 :::
 
 ## Teachers, maps and RD4AD, at 128 px
@@ -130,13 +136,17 @@ At this length the fusion that is trained on noise settles on the manual mix on 
 
 {fusion}
 
+{aim}
+
 {paper}
 
 **How the recommended form was chosen.** On another drawing of the embedded benchmark, over five products and seeds 0
 to 2, with the offline teacher of that day: from a dozen forms the one whose mean was best in pixel AUROC and
 AUPRO while no noise was looked at, the inverse variances. On two screw runs (ResNet-18, seeds 0 and 1) it then failed, 77.6 against
 87.9 of the manual mix in AUPRO. That sight of test figures is why the line to the manual mix exists; that the place
-on it is found by the paper's noise and loss was again settled on the drawing alone. What the form gives there:
+on it is found by the paper's noise and loss was again settled on the drawing alone. So the choice looked at drawn defects, and at
+those two runs, not at noise and normal images alone. The runs of the other forms were not kept; masks of other
+scales are compared in [chapter 5](../notebooks/05_synthetic_noise.ipynb) only. What the form gives on the drawing:
 
 ```bash
 dskd data procedural --seed 1 --out DRAWING
@@ -195,6 +205,9 @@ dskd sweep SCREW TILES --teachers $RESNET18 --image-sizes 128 --seeds 0 1 2 \\
 
 {classical}
 
+A figure under 50 is no slip of the sign, which is tested against scikit-learn: such a detector ranks defective images below the
+normal ones.
+
 {classical_verdict}
 
 ## Thresholds
@@ -205,13 +218,15 @@ do, found with the test labels.
 
 {thresholds}
 
-Among pixels also those beside a defect count as normal, and a smoothed map glows around it. A threshold that
-flags few normal images misses many defects where the scores overlap, as they do on screw.
+Of magnetic tile's normal pixels far more are flagged than 5 %, but hardly on normal images: of the runs of 60 epochs
+`dskd evaluate` says 33.8, 34.9 and 30.3 % of all normal pixels, and 6.9, 6.6 and 6.7 % of those on normal images. A defective tile
+looks other than the good ones far beyond its defect. A threshold that flags few normal images misses many defects where
+the scores overlap, as they do on screw.
 {extras}
 ## Not reproduced
 
-The paper's tables: fifteen categories of MVTec AD at 256 px and 200 epochs with wide ResNet-50{cifar}. Its
-ablations, which are means over the categories. On a GPU only screw has been trained at that size and length with three seeds, and with a
+The paper's tables: fifteen categories of MVTec AD at 256 px and 200 epochs with wide ResNet-50, and CIFAR-10 with that
+teacher and at length. Its ablations, which are means over the categories. On a GPU only screw has been trained at that size and length with three seeds, and with a
 ResNet-18.
 
 Others' figures, for orientation only: RD4AD with wide ResNet-50 at 256 px and 200 epochs, image AUROC / pixel
@@ -251,8 +266,8 @@ SETS = {
     "digits": (
         "scikit-learn's digits, offline teacher, 20 epochs, seed 0, image AUROC by the map's maximum; each digit in turn "
         "is normal and all test digits are judged (`dskd novelty digits --precision bf16`, and the same with `--no-stem-stride`). "
-        "Weights that were learned behind a stem with stride do not suit one without: it costs sixteen times as much "
-        "and is worse, so the stride stays."
+        "Weights that were learned behind a stem with stride do not suit one without: it is fifteen times the arithmetic, took 2 "
+        "to 4 times as long, and is worse, so the stride stays."
     ),
     "cifar10": (
         "CIFAR-10 from a copy re-encoded as JPEG, ResNet-18 on ImageNet as teacher, seed 0 "
@@ -432,9 +447,14 @@ def _full(rows: Rows) -> str:
                 f"{_fused_against(rows, category, '256')}."
             )
         else:
+            ours = _means(rows, category, "dskd", IMAGENET, "256")
+            manual = {m: ours["manual"][m][0] for m in METRICS}
+            student = _best_student(rows, category, IMAGENET, "256")
             verdicts.append(
                 f"Of {category.replace('_', ' ')}'s six runs only these were finished in the time that there was on the "
-                "device: with different seeds they compare nothing."
+                "device: with different seeds they do not compare the methods. Within DSKD's the fused map stands "
+                f"{_differences(ours['fused'], student)} against the better student and "
+                f"{_differences(ours['fused'], manual)} against the manual mix."
             )
     return (
         "Computed on one NVIDIA H200 in bf16, six runs at a time (torch 2.11, CUDA 13), November 2026. Images and masks "
@@ -452,9 +472,10 @@ def _fusion(rows: Rows, longer: Rows) -> str:
     for chosen, title in (*(((c,), _title(c)) for c in CATEGORIES), (CATEGORIES, "Both")):
         for teacher in ("offline", IMAGENET):
             cells = _fusion_against(rows, chosen, teacher)
-            paper = _over(rows, chosen, teacher, "fusion=paper")["fused"]
-            manual = _over(rows, chosen, teacher)["manual"]
-            cells.append(_slashes([paper[m] - manual[m] for m in METRICS], "+.1f"))
+            paper = _over(rows, chosen, teacher, "fusion=paper")
+            cells.append(
+                _slashes([paper["fused"][m] - paper["manual"][m] for m in METRICS], "+.1f")
+            )
             lines.append([title, TEACHERS[teacher], *cells])
     cells = _fusion_against(longer, CATEGORIES, IMAGENET)
     lines.append(["Both", f"{TEACHERS[IMAGENET]}, 60 epochs", *cells, "not run"])
@@ -488,6 +509,33 @@ def _over(
         name: {m: statistics.mean(table[name][m][0] for table in tables) for m in METRICS}
         for name in ("forward", "reverse", "manual", "fused")
     }
+
+
+def _aim(rows: Rows, longer: Rows) -> str:
+    """What the fusion was to reach, and where it does not; half a unit of the last digit is let pass."""
+    missed = []
+    for category in CATEGORIES:
+        for epochs, own in (("15", rows), ("60", longer)):
+            maps = _over(own, (category,), IMAGENET)
+            student = {m: max(maps[name][m] for name in ("forward", "reverse")) for m in METRICS}
+            for name, other in (
+                ("the better student", student),
+                ("the manual mix", maps["manual"]),
+            ):
+                short = [
+                    f"{_slashes([maps['fused'][m] - other[m]], '+.1f')} in {METRICS[m][0].lower() + METRICS[m][1:] if m != 'aupro' else METRICS[m]}"
+                    for m in METRICS
+                    if maps["fused"][m] - other[m] < (-0.5 if m == "image_auroc" else -0.05)
+                    and (name != "the manual mix" or m != "image_auroc")
+                ]
+                if short:
+                    where = f"{category.replace('_', ' ')}, {epochs} epochs, against {name}"
+                    missed.append(f"- {where}: {' and '.join(short)}")
+    return (
+        "**The aim** was, with the ResNet-18 and over three seeds, a fused map at least level with the better student and with the "
+        "manual mix in pixel AUROC and AUPRO on both sets, and no more than half a point below the better student in image "
+        f"AUROC. {'It is missed here:' if missed else 'It is reached.'}\n\n" + "\n".join(missed)
+    )
 
 
 PAPER_FORM = """*As in the paper* (`--fusion paper`: maps as they are, free weights) goes where the noise pays best, which is
@@ -685,6 +733,7 @@ def page() -> str:
         longer=_longer(rows, longer),
         full=_full(read_results(RESULTS / "full_256.jsonl")),
         fusion=_fusion(rows, longer),
+        aim=_aim(rows, longer),
         paper=PAPER_FORM,
         development=_by_map(read_results(RESULTS / "development.jsonl")),
         ablations=_ablations(read_results(RESULTS / "ablations.jsonl")),
@@ -694,7 +743,6 @@ def page() -> str:
         classical_verdict=_classical_verdict(read_results(RESULTS / "classical.jsonl"), rows),
         thresholds=_thresholds(rows),
         extras=_noise(read_results(RESULTS / "noise_on.jsonl")) + _novelty(),
-        cifar="" if (RESULTS / "novelty_cifar10.jsonl").is_file() else ", and CIFAR-10",
     )
 
 

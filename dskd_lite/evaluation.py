@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -57,6 +57,10 @@ class Verdicts:
     """Share of the normal test images (pixels) that is flagged."""
     best_f1: float | None
     """F1 of the best threshold that these test labels allow: an oracle, for comparison only."""
+    on_normal_images: float | None = None
+    """Of pixels: share of the normal images' pixels that is flagged. Defective images may look odd
+    all over, so it may be far below ``false_positive_rate``; it is what the threshold was set for.
+    """
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,11 @@ class Evaluation:
         """Verdicts on images, and on pixels if there are masks."""
         found = {"image": _verdicts(self.image_scores(method), self.labels, thresholds.image)}
         if self.masks is not None:
-            found["pixel"] = _verdicts(self.maps[method], self.masks, thresholds.pixel)
+            verdicts = _verdicts(self.maps[method], self.masks, thresholds.pixel)
+            if not self.labels.all():
+                share = float((self.maps[method][~self.labels] > thresholds.pixel).mean())
+                verdicts = replace(verdicts, on_normal_images=share)
+            found["pixel"] = verdicts
         return found
 
     def by_defect(self, method: str, thresholds: Thresholds | None) -> dict[str, DefectScores]:

@@ -51,8 +51,8 @@ class Novelty(Config):
     """Side in pixels that images are resized to; a multiple of 32."""
     stem_stride: bool = True
     """Stem with stride and max-pool, as ImageNet's networks: it leaves 8, 4 and 2 of 32 pixels to
-    compare. Without, 32, 16 and 8, at sixteen times the cost; digits and CIFAR-10 were told apart
-    worse."""
+    compare. Without, 32, 16 and 8, at fifteen times the arithmetic; digits and CIFAR-10 were told
+    apart worse."""
     epochs: int = 20
     """Passes over the normal images that train the students (or the autoencoder)."""
     smoothing_sigma: float | None = None

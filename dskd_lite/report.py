@@ -153,6 +153,8 @@ def verdict_lines(verdicts: VerdictTable) -> list[str]:
         if v["false_positive_rate"] is not None:
             share = _percent(v["false_positive_rate"])
             parts.append(f"flagged of the normal {kind}s: {share} %")
+        if v["on_normal_images"] is not None:
+            parts[-1] += f" ({_percent(v['on_normal_images'])} % on normal images)"
         lines.append(f"{kind}s above {v['threshold']:.4g}: {'; '.join(parts)}")
     return lines
 

@@ -61,6 +61,10 @@ def test_verdicts_are_those_of_scikit_learn() -> None:
         assert v.false_positive_rate == pytest.approx(1 - recall_score(~truth, ~flagged))
         every = [f1_score(truth, scores >= cut) for cut in np.unique(scores)]
         assert v.best_f1 == pytest.approx(max(every)) and v.f1 <= v.best_f1
+    on_normal = (evaluation.maps["fused"][~evaluation.labels] > 3.0).mean()
+    assert verdicts["image"].on_normal_images is None
+    assert verdicts["pixel"].on_normal_images == pytest.approx(on_normal)
+    assert on_normal != verdicts["pixel"].false_positive_rate
 
 
 def test_nothing_flagged_is_no_division_by_zero() -> None:
@@ -129,6 +133,8 @@ def test_report_tells_the_verdicts() -> None:
     assert images.startswith("images above 9:") and pixels.startswith("pixels above 3:")
     assert f"precision {100 * v.precision:.1f}, recall {100 * v.recall:.1f}" in images
     assert images in report.section(evaluation, thresholds)
+    share = evaluation.verdicts("fused", thresholds)["pixel"].on_normal_images
+    assert pixels.endswith(f" % ({100 * share:.1f} % on normal images)")
 
 
 @pytest.mark.parametrize("kind", [DSKD, RD4AD])
