@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -176,7 +177,8 @@ def train(config: Config) -> None:
     page = config.out / experiment.PAGE
     print(f"report: {page if page.is_file() else config.out / experiment.REPORT}")
     if not categories:
-        print(f"to judge photos: dskd predict {config.out} PHOTOS --out predictions")
+        run = shlex.quote(str(config.out))
+        print(f"to judge photos: dskd predict {run} PHOTOS --out predictions")
 
 
 def evaluate(options: Evaluate) -> None:
@@ -203,7 +205,8 @@ def predict(options: Predict) -> None:
 
     detector = experiment.load_run(options.run)
     device = experiment.prepare_detector(detector, options.device, options.precision)
-    _, photos, others = prediction.find_photos(options.source, options.out)
+    root, photos, others = prediction.find_photos(options.source, options.out)
+    earlier = prediction.judged_before(options.out)
     with Terminal() as display:
         progress = display.counter("predict", len(photos))
         verdicts = prediction.predict(
@@ -215,11 +218,11 @@ def predict(options: Predict) -> None:
         print(f"{v.verdict:<10} {score:>8}  {v.path}{': ' if v.note else ''}{v.note}")
     if others:
         print(f"passed over, being no images that are read here: {first_of(others)}")
-    if old := prediction.left_from_before(options.out, verdicts):
-        print(f"left from before, of photos that were not judged now: {first_of(old)}")
+    if old := sorted(earlier - {v.path.relative_to(root).as_posix() for v in verdicts}):
+        print(f"results of photos that were not judged now: {first_of([Path(p) for p in old])}")
     if detector.thresholds is not None:
-        anomalous = sum(v.verdict == "anomalous" for v in verdicts)
-        print(f"anomalous, above {detector.thresholds.image:.4g}: {anomalous} of {len(verdicts)}")
+        told = prediction.count_of(verdicts)
+        print(f"anomalous, above {detector.thresholds.image:.4g}: {told}")
     for note in threshold_notes(detector.thresholds):
         print(note)
     print(f"overlays, masks and {prediction.SCORES_FILE}: {options.out}")

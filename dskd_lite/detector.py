@@ -108,13 +108,16 @@ class StoredDetector(nn.Module):
         new one is complete. Raises InputError if it cannot be written.
         """
         state = self.tensors()
+        thresholds = asdict(self.thresholds) if self.thresholds else None
+        held_out = thresholds.pop("held_out") if thresholds else None  # unknown to older versions
         description = {
             "format": FORMAT,
             "detector": type(self).__name__,
             "teacher": self.teacher.name if self.teacher else None,
             "stem_stride": self.teacher.stem_stride if self.teacher else None,
             "options": self.options,
-            "thresholds": asdict(self.thresholds) if self.thresholds else None,
+            "thresholds": thresholds,
+            "held_out": held_out,
             "versions": versions(),
             "about": about or {},
         }
@@ -155,9 +158,8 @@ class StoredDetector(nn.Module):
             detector = cls(*teachers, **description["options"])
             detector.restore(state)
             if description["thresholds"] is not None:
-                stored = description["thresholds"]
-                count = stored.pop("held_out", None)
-                numbers = {k: float(v) for k, v in stored.items()}
+                numbers = {k: float(v) for k, v in description["thresholds"].items()}
+                count = description.get("held_out")
                 held_out = None if count is None else int(count)
                 detector.thresholds = Thresholds(**numbers, held_out=held_out)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

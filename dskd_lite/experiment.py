@@ -132,7 +132,8 @@ def run(config: Config, display: Display | None = None) -> dict[str, Any]:
     A single category's model, checkpoint and report lie in ``out``; of several, each in
     ``out/<category>``, and ``out`` gets a report of them all. Everything that can be checked is
     checked before the first file is written. Raises InputError for anything wrong with the input,
-    if ``out`` holds a model of a category of another name, and if another process trains into it.
+    if ``out`` holds a model of another category, or those of several and is given one, and if
+    another process trains into it.
     """
     display = display or Silent()
     categories = [scan_category(root) for root in find_categories(config.data)]
@@ -152,8 +153,13 @@ def run(config: Config, display: Display | None = None) -> dict[str, Any]:
     folders = [config.out] if len(categories) == 1 else [config.out / c.name for c in categories]
     for folder, category in zip(folders, categories, strict=True):
         _check_own(folder, category.name)
+    several = sorted(path.parent.name for path in config.out.glob(f"*/{MODEL}"))
     if len(categories) > 1:
-        _check_own(config.out, config.data.name)
+        _check_own(config.out, Path(os.path.abspath(config.data)).name)
+    elif several:
+        raise InputError(
+            f"{config.out} holds models of several categories ({several[0]} …): give another --out"
+        )
     with locked(config.out, wait=False) if accelerator.is_main_process else nullcontext():
         if len(categories) == 1:
             return _run_category(
@@ -197,6 +203,11 @@ def _run_categories(
         "config": _json_config(config),
         "scores": report.mean_scores([r["scores"] for r in reports]),
         "categories": {c.name: r["scores"] for c, r in zip(categories, reports, strict=True)},
+        "notes": [
+            f"{category.name}: {note}"
+            for category, single in zip(categories, reports, strict=True)
+            for note in single["notes"]
+        ],
         "seconds": {k: sum(r["seconds"][k] for r in reports) for k in reports[0]["seconds"]},
         "versions": versions(),
     }
@@ -233,7 +244,7 @@ def _run_category(
     display: Display,
 ) -> tuple[dict[str, Any], str]:
     seconds: dict[str, float] = {}
-    cache = folder.parent / ".cache"
+    cache = Path(os.path.abspath(folder)).parent / ".cache"
     device = accelerator.device
     display.say(f"{len(category.train)} normal images to train on, {len(category.test)} to test on")
     if others := category.passed_over:
@@ -488,7 +499,8 @@ def evaluate_run(
     seconds: dict[str, float] = {}
     with timed(seconds, "evaluate"):
         # Where training left it, unless the report is to lie elsewhere.
-        cache = (folder if out.parent == folder else out).parent / ".cache"
+        run, place = (Path(os.path.abspath(path)) for path in (folder, out))
+        cache = (run if place.parent == run else place).parent / ".cache"
         progress = display.counter("read test", len(paths))
         test = decoded_images(paths, detector.image_size, cache, progress)
         progress = display.counter("evaluate", len(test))

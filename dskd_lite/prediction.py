@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import html
 import os
 from collections import Counter
@@ -142,8 +143,7 @@ def _page(root: Path, out: Path, verdicts: Sequence[Verdict], threshold: float |
             f"<tr><td>{picture}</td>" + "".join(f"<td>{html.escape(c)}</td>" for c in cells)
         )
     head = ("", "photo", "score", "verdict", "area above the pixel threshold", "note")
-    anomalous = sum(v.verdict == "anomalous" for v in verdicts)
-    told = "" if threshold is None else f": {anomalous} of {len(verdicts)} above {threshold:.4g}"
+    told = "" if threshold is None else f": {count_of(verdicts)} above {threshold:.4g}"
     return page(
         f"Photos of {root.resolve().name}{told}",
         "<table class='photos'><tr>" + "".join(f"<th>{title}</th>" for title in head) + "</tr>"
@@ -151,10 +151,21 @@ def _page(root: Path, out: Path, verdicts: Sequence[Verdict], threshold: float |
     )  # fmt: skip
 
 
-def left_from_before(out: Path, verdicts: Sequence[Verdict]) -> list[Path]:
-    """Overlays in the folder for results that belong to none of these verdicts, by path."""
-    own = {v.overlay for v in verdicts}
-    return sorted(path for path in out.rglob(f"*_{OVERLAY}.png") if path not in own)
+def count_of(verdicts: Sequence[Verdict]) -> str:
+    """How many photos are anomalous, of those that could be read."""
+    unreadable = sum(v.score is None for v in verdicts)
+    anomalous = sum(v.verdict == "anomalous" for v in verdicts)
+    told = f"{anomalous} of {len(verdicts) - unreadable}"
+    return told + (f" ({unreadable} unreadable)" if unreadable else "")
+
+
+def judged_before(out: Path) -> set[str]:
+    """Names of the photos in the table that an earlier prediction left in ``out``."""
+    try:
+        with (out / SCORES_FILE).open(encoding="utf-8", errors="surrogateescape") as file:
+            return {row["image"] for row in csv.DictReader(file) if row.get("image")}
+    except (OSError, csv.Error):  # there is none
+        return set()
 
 
 def _result_names(root: Path, photos: list[Path]) -> dict[Path, Path]:

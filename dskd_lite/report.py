@@ -233,7 +233,8 @@ def _examples(
 
 def _caption(evaluation: Evaluation, index: int) -> str:
     sample = evaluation.category.test[index]
-    return f"{sample.defect}/{sample.path.stem}"
+    text = f"{sample.defect}/{sample.path.stem}"
+    return text.encode("utf-8", "backslashreplace").decode()  # a name that is no text
 
 
 def _html_table(scores: ScoreTable) -> str:

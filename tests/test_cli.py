@@ -9,8 +9,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import ClassVar
 from unittest.mock import Mock
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -132,8 +135,11 @@ def test_a_model_of_another_category_is_not_replaced(
     assert main(["train", str(tmp_path / "several"), *command]) == 2
     assert "holds a model of nuts, not of bolts" in capsys.readouterr().err
     assert (tmp_path / "out" / "bolts" / "model" / "model.json").read_bytes() == before
-    (tmp_path / "out" / "bolts" / "model" / "model.json").write_text("damaged")
-    assert main(["train", str(tmp_path / "bolts"), *FAST, "--out", str(tmp_path / "out")]) == 0
+    assert main(["train", str(tmp_path / "bolts"), *command]) == 2
+    assert "holds models of several categories (bolts …)" in capsys.readouterr().err
+    run = tmp_path / "out" / "bolts"
+    (run / "model" / "model.json").write_text("damaged")
+    assert main(["train", str(tmp_path / "bolts"), *FAST, "--out", str(run)]) == 0
 
 
 def test_training_says_how_many_images_there_are_and_which_files_are_none(
@@ -359,7 +365,7 @@ def test_results_of_photos_that_are_gone_are_mentioned(
     command = ["predict", str(run), str(tmp_path / "photos"), "--out", str(tmp_path / "out")]
     assert main([*command, "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
-    assert "left from before" not in printed
+    assert "not judged now" not in printed
     with (tmp_path / "out" / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))
     threshold = json.loads((run / "report.json").read_text())["thresholds"]["image"]
@@ -372,11 +378,40 @@ def test_results_of_photos_that_are_gone_are_mentioned(
     assert re.findall(r"src='(.)_overlay.png'", page) == [row["image"][0] for row in by_score]
     (tmp_path / "photos" / "1.png").unlink()
     assert main([*command, "--device", "cpu"]) == 0
-    left = tmp_path / "out" / "1_overlay.png"
-    assert f"left from before, of photos that were not judged now: {left}\n" in (
-        capsys.readouterr().out
-    )
-    assert left.is_file()
+    (tmp_path / "photos" / "0.png").write_bytes(b"no image any more")
+    assert main([*command, "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert "results of photos that were not judged now: 1.png\n" in printed
+    assert (tmp_path / "out" / "1_overlay.png").is_file()
+    anomalous = sum(row["verdict"] == "anomalous" for row in rows if row["image"] == "2.png")
+    assert f"{anomalous} of 1 (1 unreadable)\n" in printed
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f"<h1>Photos of photos: {anomalous} of 1 (1 unreadable) above" in page
+
+
+def test_names_of_photos_reach_the_page_as_they_are(tmp_path: Path) -> None:
+    class Page(HTMLParser):
+        sources: ClassVar[list[str]] = []
+        texts: ClassVar[list[str]] = []
+
+        def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+            self.sources += [value or "" for name, value in attributes if name == "src"]
+
+        def handle_data(self, data: str) -> None:
+            self.texts.append(data)
+
+    folder = tmp_path / "a <i> & b"
+    folder.mkdir()
+    name = "it's <b> #1%20?.png"
+    Image.new("RGB", (32, 32)).save(folder / name)
+    detector = make_detector("pixel-statistics", None, 32, smoothing_sigma=1.0)
+    predict(detector, folder, tmp_path / "out")
+    page = Page()
+    page.feed((tmp_path / "out" / "report.html").read_text())
+    (source,) = page.sources
+    assert (tmp_path / "out" / unquote(source)).is_file()
+    assert name in page.texts
+    assert "Photos of a <i> & b" in page.texts
 
 
 def test_photos_of_another_shape_than_the_training_images_get_a_note(
@@ -405,6 +440,10 @@ def test_photos_of_another_shape_than_the_training_images_get_a_note(
 def test_a_category_may_have_a_name_that_is_no_text(make_category: Make, tmp_path: Path) -> None:
     root = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
     make_category("cafe").rename(root)
+    for folder in (root / "test", root / "ground_truth"):
+        (folder / "hole").rename(os.fsdecode(os.fsencode(folder) + b"/h\xe9le"))
+    photo = root / "test" / "good" / "000.png"
+    photo.rename(os.fsdecode(os.fsencode(photo.parent) + b"/\xe9.png"))
     out = tmp_path / "run"
     environment = os.environ | {"PYTHONIOENCODING": "utf-8"}
     command = [sys.executable, "-m", "dskd_lite.cli", "train", root, *FAST, "--out", out]
@@ -521,6 +560,8 @@ def test_folder_of_categories_gets_one_report(
     assert "<tr><th>image AUROC</th><th style" in page and "<tr><th>b</th><td>" in page
     assert "No pixel metrics: ground_truth has no masks of hole." in page
     assert page.count("The thresholds rest on 1 held-out normal image:") == 2
+    notes = [" ".join(line[:3]) for line in printed]
+    assert "a: The thresholds" in notes and "b: The thresholds" in notes
     capsys.readouterr()
     assert main(["predict", str(out), str(tmp_path / "data" / "a" / "test")]) == 2
     assert f"name one, e.g. {out / 'a'}" in capsys.readouterr().err
