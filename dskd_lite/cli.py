@@ -219,9 +219,9 @@ def predict(options: Predict) -> None:
     if others:
         print(f"passed over, being no images that are read here: {first_of(others)}")
     if old := sorted(earlier - {v.path.relative_to(root).as_posix() for v in verdicts}):
-        print(f"results of photos that were not judged now: {first_of([Path(p) for p in old])}")
+        print(f"results of photos that were not judged now: {first_of(old)}")
     if detector.thresholds is not None:
-        told = prediction.count_of(verdicts)
+        told = prediction.tally(verdicts)
         print(f"anomalous, above {detector.thresholds.image:.4g}: {told}")
     for note in threshold_notes(detector.thresholds):
         print(note)

@@ -143,7 +143,7 @@ def _page(root: Path, out: Path, verdicts: Sequence[Verdict], threshold: float |
             f"<tr><td>{picture}</td>" + "".join(f"<td>{html.escape(c)}</td>" for c in cells)
         )
     head = ("", "photo", "score", "verdict", "area above the pixel threshold", "note")
-    told = "" if threshold is None else f": {count_of(verdicts)} above {threshold:.4g}"
+    told = "" if threshold is None else f": {tally(verdicts)} above {threshold:.4g}"
     return page(
         f"Photos of {root.resolve().name}{told}",
         "<table class='photos'><tr>" + "".join(f"<th>{title}</th>" for title in head) + "</tr>"
@@ -151,7 +151,7 @@ def _page(root: Path, out: Path, verdicts: Sequence[Verdict], threshold: float |
     )  # fmt: skip
 
 
-def count_of(verdicts: Sequence[Verdict]) -> str:
+def tally(verdicts: Sequence[Verdict]) -> str:
     """How many photos are anomalous, of those that could be read."""
     unreadable = sum(v.score is None for v in verdicts)
     anomalous = sum(v.verdict == "anomalous" for v in verdicts)

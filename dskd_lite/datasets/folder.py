@@ -98,7 +98,7 @@ def files_below(folder: Path) -> list[Path]:
     )
 
 
-def first_of(paths: Sequence[Path]) -> str:
+def first_of(paths: Sequence[Path | str]) -> str:
     """The first of some paths and how many more there are, for a message."""
     return f"{paths[0]} and {len(paths) - 1} more" if paths[1:] else f"{paths[0]}"
 
