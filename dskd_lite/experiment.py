@@ -46,6 +46,7 @@ from dskd_lite.evaluation import (
     threshold_notes,
 )
 from dskd_lite.foreground import object_masks, read_regions
+from dskd_lite.hardware import hardware
 from dskd_lite.parallel import new_accelerator
 from dskd_lite.seeding import STUDENTS, generator
 from dskd_lite.storage import check_place, locked, whole_file, write_json, write_table
@@ -210,6 +211,7 @@ def _run_categories(
         ],
         "seconds": {k: sum(r["seconds"][k] for r in reports) for k in reports[0]["seconds"]},
         "versions": versions(),
+        "hardware": hardware(accelerator.device),
     }
     if accelerator.is_main_process:
         write_report(config.out, content, sections)
@@ -286,6 +288,7 @@ def _run_category(
         "notes": evaluation.notes,
         "seconds": seconds,
         "versions": versions(),
+        "hardware": hardware(device),
     }
     if accelerator.is_main_process:
         write_report(folder, content, [section])
@@ -514,6 +517,7 @@ def evaluate_run(
         "defects": report.defects_as_json(evaluation, detector.thresholds),
         "seconds": seconds,
         "versions": versions(),
+        "hardware": hardware(target),
     }
     if detector.thresholds is not None:
         content["verdicts"] = report.verdicts_as_json(evaluation, detector.thresholds)

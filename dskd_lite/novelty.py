@@ -86,6 +86,7 @@ def run_novelty(options: Novelty, display: Display) -> list[dict[str, Any]]:
     input.
     """
     from dskd_lite import experiment
+    from dskd_lite.hardware import hardware
     from dskd_lite.metrics import auroc
 
     options = fitted_to_size(options)
@@ -135,6 +136,7 @@ def run_novelty(options: Novelty, display: Display) -> list[dict[str, Any]]:
             "images": images | {"test": len(task.images)},
             "seconds": seconds,
             "versions": experiment.versions(),
+            "hardware": hardware(accelerator.device),
             "config": portable(asdict(job.config)),
         }
         if accelerator.is_main_process:

@@ -121,14 +121,14 @@ def html_page(title: str, report: dict[str, Any], sections: Sequence[str]) -> st
         overall += _html_rows(_by_category(report["categories"]))
     settings = "".join(
         f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>"
-        for k, v in {**report["config"], **report["versions"]}.items()
+        for k, v in {**report["config"], **report["versions"], **report["hardware"]}.items()
     )
     return page(
         title,
         "<p>Figures in percent, over the whole test set. AUPRO is exact, to a false-positive rate "
         f"of 0.3. Heatmaps of one method share one colour scale.</p>\n{overall}\n"
         + "\n".join(sections)
-        + "\n<h2>Settings</h2><details><summary>options and versions</summary>"
+        + "\n<h2>Settings</h2><details><summary>options, versions and hardware</summary>"
         f"<table>{settings}</table></details>",
     )
 

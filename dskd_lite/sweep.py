@@ -233,7 +233,10 @@ def run_job(job: Job, threads: int) -> dict[str, Any]:
     checksum = scan_category(job.config.data).checksum
     inputs = checksum_inputs(job.config, {})
     report = experiment.run(job.config)
-    names = ("scores", "verdicts", "images", "fusion_weights", "thresholds", "seconds", "versions")
+    names = (
+        "scores", "verdicts", "images", "fusion_weights", "thresholds", "seconds", "versions",
+        "hardware",
+    )  # fmt: skip
     row = {"key": job.key, "category": job.config.data.name}
     row |= {"checksum": checksum, "inputs": inputs}
     return row | {name: report[name] for name in names} | {"config": portable(report["config"])}

@@ -4,11 +4,13 @@ import csv
 import io
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import ClassVar
@@ -64,6 +66,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return base / "nuts", base / "runs" / "r"
 
 
+def processor_names() -> str:
+    """What other programs than Python know of the processor."""
+    try:
+        return subprocess.run(["lscpu"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):  # no Linux
+        return f"{platform.processor()} {platform.machine()}"
+
+
 def test_train_writes_report_page_model_and_checkpoint(trained: tuple[Path, Path]) -> None:
     data, run = trained
     report = json.loads((run / "report.json").read_text())
@@ -75,6 +85,11 @@ def test_train_writes_report_page_model_and_checkpoint(trained: tuple[Path, Path
     assert report["config"]["epochs"] == 2 and report["config"]["seed"] == 0
     assert report["images"] == {"train": 7, "held_out": 1, "test": 6}
     assert {"torch", "dskd_lite"} <= report["versions"].keys()
+    assert report["hardware"]["threads"] == torch.get_num_threads()
+    assert report["hardware"]["device"] in processor_names()
+    day = datetime.fromtimestamp((run / "report.json").stat().st_mtime, UTC).date()
+    written = date.fromisoformat(report["hardware"]["date"])
+    assert day - timedelta(days=1) <= written <= day
     assert all(seconds >= 0 for seconds in report["seconds"].values())
     page = (run / "report.html").read_text()
     assert page.count("src='data:image/png;base64,") >= 4

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
@@ -56,6 +57,7 @@ def test_each_class_in_turn_is_normal_and_one_that_is_done_is_not_run_again(
     assert list(rows) == ["green", "blue"]
     assert list(rows["blue"]["scores"]) == ["forward", "reverse", "manual", "fused"]
     assert rows["blue"]["images"] == {"train": 5, "held_out": 1, "test": 12}
+    assert rows["blue"]["hardware"]["threads"] == torch.get_num_threads()
     assert rows["blue"]["config"]["data"] == "colours" and "out" not in rows["blue"]["config"]
     assert len(summary(list(rows.values()))) == 2 * 4
 

@@ -106,6 +106,7 @@ def test_variants_and_options_are_read_from_the_command_line(
     assert [row["config"]["skip"] for row in rows] == [True, False]
     assert {row["config"]["precision"] for row in rows} == {"bf16"}
     assert rows[0]["config"]["octaves"] == [0, 2]
+    assert rows[0]["hardware"]["threads"] == 1  # of the worker, whatever this process has
 
     command[command.index("bf16")] = "fp32"
     assert main(command) == 2
