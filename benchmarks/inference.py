@@ -13,7 +13,6 @@ product in the same precision. All take turns, DSKD without folding as well; med
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from dskd_lite.baselines.rd4ad import RD4AD
 from dskd_lite.cost import count_cost
 from dskd_lite.detector import DSKD
 from dskd_lite.experiment import prepare_detector
+from dskd_lite.hardware import device_name
 from dskd_lite.teacher import Teacher
 
 
@@ -72,11 +72,10 @@ def main() -> None:
     counted = 2 * sum(cost[p]["multiply_adds"] for p in cost if p != "fusion")
     reached = counted * options.batch / median["dskd"]
     possible = 2 * side**3 / median["product"]
-    place = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
     rates = {name: options.batch / median[name] for name in ("dskd", "not folded", "rd4ad")}
     print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {place}; batch "
-        f"{options.batch}, medians of {options.repeats}, in turns\n"
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {device_name(device)}; "
+        f"batch {options.batch}, medians of {options.repeats}, in turns\n"
         f"DSKD {dskd.precision} {rates['dskd']:.1f} images/s, without folding "
         f"{rates['not folded']:.1f}, RD4AD fp32 {rates['rd4ad']:.1f}\n"
         f"{counted / 2e9:.2f} GMAC an image: {reached / 1e12:.3f} TFLOP/s reached, a matrix "

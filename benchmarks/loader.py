@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -26,6 +25,7 @@ from scipy import ndimage
 
 from dskd_lite.datasets.cache import decoded_images
 from dskd_lite.experiment import choose_accelerator
+from dskd_lite.hardware import device_name
 from dskd_lite.training import to_tensor
 
 
@@ -82,7 +82,7 @@ def main() -> None:
         weight = sum(path.stat().st_size for path in paths) / len(paths)
     rates = [options.images / statistics.median(s) for s in (epoch, decode, opening)]
     print(
-        f"{os.cpu_count()} cores, {platform.machine()}, device {device.type}; {options.images} "
+        f"{os.cpu_count()} cores, {device_name('cpu')}, device {device.type}; {options.images} "
         f"PNGs of {options.side} px, {weight / 1e6:.1f} MB each, to {options.size} px; medians of "
         f"{options.repeats}, in turns\nepoch from the cache {rates[0]:.0f} images/s, PIL "
         f"{rates[1]:.1f} images/s, opening the cache {rates[2]:.0f} images/s\n"

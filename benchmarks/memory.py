@@ -14,7 +14,6 @@ of.
 from __future__ import annotations
 
 import argparse
-import platform
 import resource
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from dskd_lite.datasets.folder import Category, Sample
 from dskd_lite.detector import DSKD, Thresholds
 from dskd_lite.evaluation import evaluate
 from dskd_lite.experiment import prepare_detector
+from dskd_lite.hardware import device_name
 from dskd_lite.teacher import Teacher
 from dskd_lite.training import to_tensor
 
@@ -78,7 +78,7 @@ def main() -> None:
     one = next(iter(evaluation.maps.values())).nbytes
     kept = one * len(evaluation.maps)
     print(
-        f"torch {torch.__version__}, {platform.machine()}; detector loaded {before / 1e6:.0f} MB; "
+        f"torch {torch.__version__}, {device_name('cpu')}; detector loaded {before / 1e6:.0f} MB; "
         f"maps {kept / 1e6:.0f} MB, {len(evaluation.maps)} methods of {one / 1e6:.0f} MB; growth "
         f"{(scored - before) / 1e6:.0f} MB for maps and metrics, "
         f"{(reported - before) / 1e6:.0f} MB with the report\n"

@@ -27,6 +27,7 @@ import torch
 from scipy import ndimage
 from sklearn.metrics import auc, roc_auc_score
 
+from dskd_lite.hardware import device_name
 from dskd_lite.metrics import aupro, auroc, legacy_pro
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
@@ -148,14 +149,6 @@ def compare_anomalib(maps: np.ndarray, masks: np.ndarray, repeats: int) -> None:
             row("`aupro`", result["ours"], name, result["theirs"], "10×")
 
 
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--maps", type=int, default=160)
@@ -167,7 +160,7 @@ def main() -> None:
 
     maps, masks = make_maps(options.maps, options.size, options.seed)
     print(
-        f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; "
+        f"{device_name('cpu')}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; "
         f"Python {platform.python_version()}, numpy {np.__version__}, torch {torch.__version__}, "
         f"scikit-learn {sklearn.__version__}\n"
         f"{options.maps} maps of {options.size}×{options.size} float32 (seed {options.seed}), "

@@ -19,7 +19,6 @@ import argparse
 import contextlib
 import itertools
 import json
-import platform
 import statistics
 import time
 import warnings
@@ -34,6 +33,7 @@ from dskd_lite.baselines.rd4ad import RD4ADStudent
 from dskd_lite.cost import count_cost
 from dskd_lite.detector import DSKD
 from dskd_lite.experiment import choose_accelerator, resolve
+from dskd_lite.hardware import device_name
 from dskd_lite.teacher import Teacher
 from dskd_lite.training import train_students
 
@@ -163,9 +163,8 @@ def main() -> None:
             seconds[theirs] += rd4ad
             if worker:
                 seconds[third] += json.loads(worker.ask())
-    place = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {place}; teacher "
-          f"{options.teacher}, {options.size} px, batch {options.batch}, "
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {device_name(device)}; "
+          f"teacher {options.teacher}, {options.size} px, batch {options.batch}, "
           f"medians of {len(seconds[ours])} epochs of {options.images} images")  # fmt: skip
     rates = {name: options.images / statistics.median(s) for name, s in seconds.items()}
     for name, rate in rates.items():
