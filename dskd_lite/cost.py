@@ -14,8 +14,9 @@ from dskd_lite.teacher import Teacher
 def count_cost(teacher: str, image_size: int) -> dict[str, dict[str, int]]:
     """Parameters and multiply–adds for one image (3, H, W), by part, on torch's meta device.
 
-    The teacher's multiply–adds go to E4, which the reverse student starts from; ``compared`` is the
-    part of them up to E3. Of the forward student's parameters all count, of its multiply–adds only
+    The parts are ``teacher``, ``forward_student``, ``reverse_student`` and ``fusion``, each with
+    ``parameters`` and ``multiply_adds``. The teacher's multiply–adds go to E4, which the reverse
+    student starts from. Of the forward student's parameters all count, of its multiply–adds only
     those to D3, since nothing reads its stage 4. Convolutions only: the rest is negligible.
 
     Raises InputError for an unknown teacher or a size that does not fit it.

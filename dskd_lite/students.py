@@ -90,8 +90,8 @@ class ReverseBlock(nn.Module):
     each, so that together they have the channels and the size of D^{t+1}. The gate lets D^{t+1}
     weigh it; a 1x1 convolution of both brings C_t channels to a residual block that doubles the
     size. Without ``skip`` the gate weighs D^{t+1} itself, which then goes on alone. The three
-    convolutions are bare, as Eq. (2) writes them: with batch norm and ReLU behind each, the student
-    rebuilt defects too and found fewer (book/faithfulness.md).
+    convolutions are bare, as Eq. (2) writes them: with batch norm and ReLU behind each, the one run
+    that was made ended with worse maps (book/faithfulness.md).
     """
 
     def __init__(self, arch: Architecture, stage: int, skip: bool, attention: bool) -> None:

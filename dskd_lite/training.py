@@ -34,7 +34,7 @@ from dskd_lite.synthetic_noise import SyntheticNoise
 
 ADAM_BETAS = (0.5, 0.999)
 # Late in training gradients are small, and so is Adam's second moment: one gradient of thirty times
-# the median norm threw the reverse student back by ten epochs. Under this norm nothing changes.
+# the median norm threw the reverse student back by 16 epochs. Under this norm nothing changes.
 MAX_GRADIENT_NORM = 0.1
 FREE_LEARNING_RATE = 0.005  # of the fusion's six weights, as in the paper
 LINE_LEARNING_RATE = 0.05  # of the place on the line, which has to be able to reach its ends

@@ -738,6 +738,8 @@ def test_every_source_is_complete() -> None:
         assert source.url.startswith("https://") and source.page.startswith("https://")
         assert source.archive.endswith((".tar.gz", ".tar.xz"))
         assert "\n" not in source.notice() + source.by_hand(Path("data"))
+        assert (" GB." in source.notice()) == (source.size is not None), name
+    assert "all 15 categories, 5.26 GB." in DATASETS["mvtec"].notice()
 
 
 def test_importing_costs_nothing() -> None:

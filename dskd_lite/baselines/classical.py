@@ -206,8 +206,9 @@ class PCADetector(PatchDetector):
 
 
 class GaussianDetector(PatchDetector):
-    """A Gaussian at each position and the Mahalanobis distance from it, as PaDiM (Defard, 2020).
+    """A Gaussian at each position and the Mahalanobis distance from it, after PaDiM (Defard, 2020).
 
+    Simpler than PaDiM: on E2's grid instead of E1's, and smoothed over 3x3 positions beforehand.
     Keeps ``channels`` of the C channels, drawn at random. Each covariance is shrunk by the formula
     of Ledoit and Wolf, which keeps it invertible with fewer images than channels. At most
     ``most_images`` are read, so that memory stays bounded.
@@ -250,8 +251,10 @@ class GaussianDetector(PatchDetector):
 
 
 class NearestPatchesDetector(PatchDetector):
-    """Distance to the nearest normal patches, as PatchCore (Roth et al., 2022).
+    """Distance to the nearest normal patches, after PatchCore (Roth et al., 2022).
 
+    Simpler than PatchCore: E1 is read too, the memory is chosen from a random part of the patches,
+    and an image's score is its map's largest value, not weighed by the neighbours' density.
     Of at most ``most_patches`` normal patches it remembers ``remembered``, chosen greedily so that
     every other one is near; the distance is the mean over the ``neighbours`` nearest of those.
     """

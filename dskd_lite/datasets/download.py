@@ -66,8 +66,9 @@ class DatasetSource:
         return self.url.rsplit("/", 1)[-1]
 
     def notice(self) -> str:
-        """One line to show before anything is fetched."""
-        return f"{self.title}. Licence: {self.licence}. {self.terms} See {self.licence_url}"
+        """One line to show before anything is fetched; the size where it is known."""
+        size = f", {self.size / 1e9:.2f} GB" if self.size else ""
+        return f"{self.title}{size}. Licence: {self.licence}. {self.terms} See {self.licence_url}"
 
     def by_hand(self, out: Path) -> str:
         """What to do when no address works, in one line."""
