@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -82,7 +83,7 @@ class Data:
     out: Path = Path("data")
     """Folder to put it in."""
     category: str | None = None
-    """One category of mvtec instead of all fifteen."""
+    """One category of mvtec instead of all fifteen, or of the benchmark instead of all five."""
     seed: int = 0
     """Of the procedural benchmark."""
     accept_licence: bool = False
@@ -248,7 +249,7 @@ def data(options: Data) -> None:
     if options.name == "procedural":
         from dskd_lite.datasets.procedural import write_benchmark
 
-        write_benchmark(options.out, options.seed)
+        write_benchmark(options.out, options.seed, [options.category] if options.category else None)
         print(f"benchmark: {options.out}")
         return
     from dskd_lite.datasets.download import DATASETS, download_dataset
@@ -346,6 +347,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise InputError(f"no command is called {name!r}: choose one of {', '.join(COMMANDS)}")
         options_class, command = COMMANDS[name]
         command(_parse(name, options_class, rest))
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read, as `head` does, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except InputError as error:
         print(f"dskd: {error}", file=sys.stderr)
         return 2

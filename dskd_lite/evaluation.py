@@ -158,7 +158,7 @@ def evaluate(
     """Score the test images of a category, uint8 (N, H, W, 3) in the order of ``category.test``.
 
     Metrics that the test set cannot give (no masks, no defects, no normal image) are None, and a
-    note says why. Raises InputError if a mask is damaged or not of its image's size.
+    note says why. Raises InputError if a mask is damaged.
     """
     if not category.test:
         return Evaluation(category, images, None, {}, {}, ["No test images: nothing was measured."])

@@ -49,7 +49,7 @@ from dskd_lite.foreground import object_masks, read_regions
 from dskd_lite.hardware import hardware
 from dskd_lite.parallel import new_accelerator
 from dskd_lite.seeding import STUDENTS, generator
-from dskd_lite.storage import check_place, locked, whole_file, write_json, write_table
+from dskd_lite.storage import beside, check_place, locked, whole_file, write_json, write_table
 from dskd_lite.synthetic_noise import SyntheticNoise
 from dskd_lite.teacher import Teacher
 from dskd_lite.training import (
@@ -246,7 +246,7 @@ def _run_category(
     display: Display,
 ) -> tuple[dict[str, Any], str]:
     seconds: dict[str, float] = {}
-    cache = Path(os.path.abspath(folder)).parent / ".cache"
+    cache = beside(folder) / ".cache"
     device = accelerator.device
     display.say(f"{len(category.train)} normal images to train on, {len(category.test)} to test on")
     if others := category.passed_over:
@@ -377,7 +377,8 @@ def finish_detector(
             report=(display or Silent()).steps("fusion"),
         )
     maps = score_images(detector, held_out, config.batch_size, device)
-    final = list(maps.values())[-1]  # the last rung of the ablation is what is used
+    final = maps.popitem()[1]  # the last rung of the ablation is what is used
+    del maps  # fitting takes memory of its own
     detector.thresholds = fit_thresholds(final, config.false_positive_rate)
 
 
@@ -503,7 +504,7 @@ def evaluate_run(
     with timed(seconds, "evaluate"):
         # Where training left it, unless the report is to lie elsewhere.
         run, place = (Path(os.path.abspath(path)) for path in (folder, out))
-        cache = (run if place.parent == run else place).parent / ".cache"
+        cache = beside(run if place.parent == run else place) / ".cache"
         progress = display.counter("read test", len(paths))
         test = decoded_images(paths, detector.image_size, cache, progress)
         progress = display.counter("evaluate", len(test))

@@ -56,7 +56,7 @@ def otsu_threshold(values: np.ndarray) -> float:
 
     It gives the largest variance between the groups, on a histogram of 256 bins.
     """
-    counts, edges = np.histogram(values, BINS)
+    counts, edges = np.histogram(values.astype(np.float64), BINS)
     centres = (edges[1:] + edges[:-1]) / 2
     below, sum_below = counts.cumsum(), (counts * centres).cumsum()
     above = below[-1] - below

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from dskd_lite.config import Config, TeacherName
-from dskd_lite.storage import check_place
+from dskd_lite.errors import InputError
+from dskd_lite.storage import beside, check_place
 from dskd_lite.sweep import (
     RESULTS,
     Job,
@@ -97,7 +98,7 @@ def run_novelty(options: Novelty, display: Display) -> list[dict[str, Any]]:
     noise = experiment.new_noise(options)
     experiment.new_detector(options)  # so that a teacher that does not load stops here
     check_place(options.out)
-    name, data = read_classes(options.data, options.image_size, options.out.parent / ".cache")
+    name, data = read_classes(options.data, options.image_size, beside(options.out) / ".cache")
     jobs = list(_jobs(name, data, options))
     file = options.out / RESULTS
     rows = {row["key"]: row for row in read_results(file)}
@@ -158,8 +159,14 @@ def read_classes(source: Path, size: int, cache_dir: Path) -> tuple[str, Labelle
 
 def _jobs(name: str, data: LabelledImages, options: Novelty) -> Iterator[Job]:
     """A run for each class; raises InputError for one that cannot be learned or tested."""
+    from dskd_lite.training import split_holdout
+
     for normal in options.classes or data.both_parts:
-        data.task(normal)
+        count = len(data.task(normal).train)
+        try:
+            split_holdout(count, options.holdout, options.seed)
+        except InputError as error:
+            raise InputError(f"class {normal}: {error}") from error
         label = options.teacher
         if options.teacher_weights != "pretrained":
             label += f"-{Path(options.teacher_weights).stem}"

@@ -10,6 +10,7 @@ import base64
 import html
 import inspect
 import io
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -32,6 +33,7 @@ ROLE_COLORS = {
 }
 NORMAL, DEFECTIVE = "#33BBEE", "#CC3311"
 HEATMAP = "inferno"
+OVERLAY_BAND = 256  # rows blended at once: in floats a photo of 48 megapixels would take 4 GB
 PLAIN_COLORS = ("#332288", "#999933", "#882255", "#DDCC77", "#000000")  # for what has no role
 MAP_NAMES = ("f1", "f2", "f3", "r1", "r2", "r3")  # the six score maps, in their order
 
@@ -53,6 +55,7 @@ def score_histogram(
     """Histogram of image scores (N,), normal against defective (labels (N,) bool)."""
     figure, axes = new_figure(1, 1, 5.2, 3.2)
     axis = axes[0, 0]
+    scores = scores.astype(np.float64)  # 30 bins have no room between neighbours in float32
     bins = np.histogram_bin_edges(scores, bins=30)
     axis.hist(scores[~labels], bins, color=NORMAL, alpha=0.75, label="normal")
     axis.hist(scores[labels], bins, color=DEFECTIVE, alpha=0.6, label="defective")
@@ -142,10 +145,14 @@ def overlay(image: np.ndarray, anomaly_map: np.ndarray, limit: float) -> np.ndar
     """
     import matplotlib
 
-    heat = np.clip(anomaly_map / max(limit, 1e-12), 0, 1)
-    colors = matplotlib.colormaps[HEATMAP](heat)[..., :3]
-    opacity = 0.75 * heat[..., None]
-    return np.uint8(np.round(image * (1 - opacity) + 255 * colors * opacity))
+    blended = np.empty_like(image)
+    for top in range(0, len(image), OVERLAY_BAND):
+        band = slice(top, top + OVERLAY_BAND)
+        heat = np.clip(anomaly_map[band] / max(limit, 1e-12), 0, 1)
+        colors = matplotlib.colormaps[HEATMAP](heat)[..., :3]
+        opacity = 0.75 * heat[..., None]
+        blended[band] = np.round(image[band] * (1 - opacity) + 255 * colors * opacity)
+    return blended
 
 
 def picture_grid(
@@ -300,7 +307,7 @@ def _other_colors(lines: Mapping[str, np.ndarray]) -> list[str]:
     """Roles in their own colour, the others in turn."""
     known = {**ROLE_COLORS, "normal": NORMAL, "defects": DEFECTIVE}
     taken = {known[name] for name in lines if name in known}
-    spare = iter([color for color in PLAIN_COLORS if color not in taken])
+    spare = itertools.cycle([color for color in PLAIN_COLORS if color not in taken])
     return [known[name] if name in known else next(spare) for name in lines]
 
 
@@ -316,7 +323,8 @@ def feature_colors(features: np.ndarray) -> np.ndarray:
     axes = np.linalg.eigh(vectors.T @ vectors)[1][:, :-4:-1]
     axes = axes * np.sign(axes[np.abs(axes).argmax(0), np.arange(3)])  # the same sign everywhere
     low, high = np.quantile(colors := vectors @ axes, (0.01, 0.99), axis=0)
-    return np.clip((colors - low) / (high - low), 0, 1).reshape(count, height, width, 3)
+    spread = np.maximum(high - low, 1e-12)  # features may all be alike
+    return np.clip((colors - low) / spread, 0, 1).reshape(count, height, width, 3)
 
 
 def score_bars(

@@ -89,7 +89,8 @@ def predict(
     sides have another ratio than ``trained_on``, the width and height of the training images, is
     squeezed otherwise than those, and gets a note.
 
-    Raises InputError if there is no photo, ``batch_size`` is under 1, or ``out`` cannot be written.
+    Raises InputError if there is no photo, ``batch_size`` is under 1, a map is not finite, or
+    ``out`` cannot be written.
     """
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size} must be at least 1")
@@ -169,12 +170,20 @@ def judged_before(out: Path) -> set[str]:
 
 
 def _result_names(root: Path, photos: list[Path]) -> dict[Path, Path]:
-    """What the results of each photo are named after, relative to ``root``; no two are alike."""
-    photos_of = Counter(photo.with_suffix("") for photo in photos)
-    photos_of.update(photos)  # a.png.bmp is not to be called a.png beside a photo of that name
+    """What the results of each photo are named after, relative to ``root``; no two are alike.
+
+    Nor are two alike but for capitals, which are one file on Windows and most Macs.
+    """
+
+    def plain(path: Path) -> str:
+        return str(path).casefold()
+
+    photos_of = Counter(plain(photo.with_suffix("")) for photo in photos)
+    # a.png.bmp is not to be called a.png beside a photo of that name
+    photos_of.update(plain(photo) for photo in photos)
     return {
         photo: (
-            photo if photos_of[photo.with_suffix("")] > 1 else photo.with_suffix("")
+            photo if photos_of[plain(photo.with_suffix(""))] > 1 else photo.with_suffix("")
         ).relative_to(root)
         for photo in photos
     }
@@ -202,6 +211,14 @@ def _judge(
     squares = [np.asarray(photo.resize(size, Image.Resampling.BILINEAR)) for _, photo in photos]
     prediction = detector(to_tensor(np.stack(squares), device))
     maps, scores = prediction.fused_map.float().cpu().numpy(), prediction.score.tolist()
+    if not np.isfinite(maps).all():
+        spoilt = next(
+            path for (path, _), m in zip(photos, maps, strict=True) if not np.isfinite(m).all()
+        )
+        raise InputError(
+            f"the detector's map of {spoilt} is not finite: train it again if the model is "
+            "damaged, or give --precision fp32"
+        )
     thresholds = detector.thresholds
     for (path, photo), values, score in zip(photos, maps, scores, strict=True):
         limit = 2 * thresholds.pixel if thresholds else 0.0

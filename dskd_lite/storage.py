@@ -101,6 +101,16 @@ def check_place(path: Path) -> None:
         raise InputError(f"{existing} cannot be written to: choose another --out")
 
 
+def beside(path: Path) -> Path:
+    """The folder for what belongs beside a folder: its parent, or where that is read-only itself.
+
+    A folder that may be written in one that may not is what a container is given.
+    """
+    parent = Path(os.path.abspath(path)).parent
+    closed = path.is_dir() and not os.access(parent, os.W_OK | os.X_OK)
+    return path if closed else parent
+
+
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
     """Keep other processes that lock ``path`` waiting.
@@ -111,8 +121,9 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.parent / f".{path.name}.lock")
+        folder = beside(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f".{path.name}.lock")
         lock.acquire(blocking=wait)
     except NotImplementedError:
         pass

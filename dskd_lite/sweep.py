@@ -98,18 +98,24 @@ def jobs(options: Sweep, parse: Callable[[list[str]], Config]) -> Iterator[Job]:
             replace(
                 base,
                 method=method,
-                teacher_weights=weights or "pretrained",
+                teacher_weights=_absolute(weights or "pretrained"),
                 image_size=size,
                 seed=seed,
                 epochs=options.epochs,
-                textures=options.textures,
+                textures=_absolute(options.textures),
+                noise_on=_absolute(base.noise_on),
                 precision=options.precision,
-                out=options.out / key,
+                out=Path(os.path.abspath(options.out)) / key,
                 mixed_sizes=True,
                 resume=True,
                 device=options.device,
             ),
         )
+
+
+def _absolute(place: str) -> str:
+    """A path from the root, as a worker on the same disk may stand in another folder."""
+    return place if place in _WORDS else os.path.abspath(place)
 
 
 def _arguments(variant: str) -> list[str]:
@@ -155,11 +161,19 @@ def run_sweep(
 
     A job whose worker dies is tried again from its checkpoint, up to three times (dask's
     ``allowed-failures``); one that fails is named and does not stop the others. Raises InputError
-    if the results file cannot be written, or if jobs failed, once the others are done.
+    if the options ask for no worker, dask is not installed or no scheduler answers, if the results
+    file cannot be written, or if jobs failed, once the others are done.
     """
-    import dask
-    from dask.base import tokenize
-    from distributed import Client, LocalCluster, as_completed
+    if options.workers < 1 or options.threads < 1:
+        raise InputError(
+            f"--workers {options.workers} and --threads {options.threads} must be at least 1"
+        )
+    try:
+        import dask
+        from dask.base import tokenize
+        from distributed import Client, LocalCluster, as_completed
+    except ImportError as error:
+        raise InputError('sweep needs dask: pip install "dskd_lite[sweep]"') from error
 
     from dskd_lite.datasets.folder import scan_category
 
@@ -186,7 +200,14 @@ def run_sweep(
                 cluster = LocalCluster(
                     n_workers=options.workers, threads_per_worker=1, dashboard_address=":0"
                 )
-        with Client(options.scheduler or cluster) as client:
+        try:
+            entered = Client(options.scheduler or cluster)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"no dask scheduler answers at {options.scheduler} ({error}): give --scheduler an "
+                "address such as tcp://host:8786, or leave it out"
+            ) from error
+        with entered as client:
             futures = {
                 # The key must not be another sweep's on the same scheduler: that gives its result.
                 client.submit(

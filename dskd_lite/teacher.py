@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from dataclasses import dataclass
+from http.client import HTTPException
 from importlib import resources
 from pathlib import Path
 
@@ -226,8 +228,14 @@ def _pretrained_state(name: str) -> dict[str, Tensor]:
     ]  # what RD4AD used; DEFAULT would be V2
     try:
         return weights.get_state_dict(progress=True, check_hash=True)
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         raise InputError(
             f"the weights of {name} could not be downloaded ({error}): go online, give a file with "
             "--teacher-weights, or use --teacher offline"
+        ) from error
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        kept = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
+        raise InputError(
+            f"the weights of {name} are damaged ({error}): delete {kept} if it is there, and try "
+            "again"
         ) from error

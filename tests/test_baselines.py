@@ -199,12 +199,54 @@ def test_gaussian_measures_mahalanobis_at_each_position(teacher: Teacher) -> Non
     images = _plant(detector, patches)
     detector.fit(images[:25])
     distances = detector.distances(patches[25:].reshape(5, 4, total))
-    for position in range(4):
-        at_position = patches.reshape(30, 4, total)[:, position][:, detector.kept]
-        covariance, _ = ledoit_wolf(at_position[:25])
-        inverse, mean = np.linalg.inv(covariance), at_position[:25].mean(0)
+    at_positions = patches.reshape(30, 4, total)[..., detector.kept].swapaxes(0, 1)
+    covariances = [ledoit_wolf(at_position[:25])[0] for at_position in at_positions]
+    floor = 1e-2 * np.mean([covariance.diagonal() for covariance in covariances])
+    for position, (at_position, covariance) in enumerate(
+        zip(at_positions, covariances, strict=True)
+    ):
+        inverse, mean = np.linalg.inv(covariance + floor * np.eye(10)), at_position[:25].mean(0)
         expected = [mahalanobis(x, mean, inverse) for x in at_position[25:]]
         np.testing.assert_allclose(distances[:, position], expected, rtol=1e-4)
+
+
+def test_gaussian_is_not_infinitely_sure_of_a_ground_of_one_colour() -> None:
+    images = np.zeros((12, 256, 256, 3), dtype=np.uint8)
+    for index, image in enumerate(images):  # a square whose grey differs, on black
+        image[100:150, 100:150] = 100 + 10 * index
+    detector = GaussianDetector(Teacher("offline"), 256, smoothing_sigma=1.0, channels=20)
+    detector.fit(images[:10])
+    assert (np.trace(detector.learned["precisions"], axis1=1, axis2=2) > 0).all()
+    touched = images[10:].copy()
+    touched[:, 20, 20] = 1  # of 255
+    spotted = images[10:].copy()
+    spotted[:, 20:28, 20:28] = 60
+    plain, less, more = (detector(to_tensor(i)).score for i in (images[10:], touched, spotted))
+    assert (less < 3 * plain).all() and (more > 50 * less).all()
+
+
+def test_gaussian_of_equal_images_is_finite() -> None:
+    detector = GaussianDetector(Teacher("offline"), 32, smoothing_sigma=1.0)
+    detector.fit(np.full((3, 32, 32, 3), 7, dtype=np.uint8))
+    assert detector(to_tensor(IMAGES)).fused_map.isfinite().all()
+
+
+def test_statistics_do_not_hang_on_the_file_they_were_read_from(tmp_path: Path) -> None:
+    detector = make_detector("pca", Teacher("offline", "random"), 32, smoothing_sigma=1.0)
+    detector.fit(IMAGES)
+    detector.save(tmp_path / "model")
+    loaded = PCADetector.load(tmp_path / "model")
+    with (tmp_path / "model" / "model.safetensors").open("rb+") as file:
+        file.write(bytes(file.seek(0, 2)))  # appends
+        file.seek(0)
+        file.write(bytes(1 << 20))
+    scores = [d(to_tensor(IMAGES)).score for d in (detector, loaded)]
+    torch.testing.assert_close(*scores, rtol=1e-6, atol=0)
+
+
+def test_seeds_beyond_32_bits_choose_as_well() -> None:
+    chosen = greedy_coreset(RNG.normal(size=(50, 200)), 5, seed=2**40 + 1)
+    assert len(set(chosen.tolist())) == 5
 
 
 def test_gaussian_reads_no_more_images_than_told(teacher: Teacher) -> None:
@@ -393,6 +435,12 @@ CLASSES = {
     cls.name: cls
     for cls in (OneClassSVMDetector, PCADetector, GaussianDetector, NearestPatchesDetector)
 }
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_detector_without_images_says_so(name: str, teacher: Teacher) -> None:
+    with pytest.raises(InputError, match=f"the detector {name} knows no normal image"):
+        make_detector(name, teacher, 32)(to_tensor(IMAGES))
 
 
 @pytest.mark.parametrize("stem_stride", [True, False])

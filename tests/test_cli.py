@@ -6,9 +6,12 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
+import tracemalloc
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from html.parser import HTMLParser
@@ -304,6 +307,55 @@ def test_predict_writes_overlays_masks_and_scores_and_skips_the_unreadable(
     assert "<a href='shelf/b_overlay.png'>" in page
     assert page.index("a_overlay.png") < page.index("<td>unreadable</td>")
     assert "broken.png" in capsys.readouterr().out
+
+
+def test_a_map_that_is_no_number_is_no_verdict(tmp_path: Path) -> None:
+    detector = make_detector("pixel-statistics", None, 32, smoothing_sigma=1.0)
+    detector.thresholds = Thresholds(1.0, 1.0, 0.05)
+    detector.mean.fill_(float("nan"))
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"map of .*a\.png is not finite"):
+        predict(detector, tmp_path, tmp_path / "out")
+
+
+def test_names_that_differ_in_capitals_only_are_two_on_every_system(tmp_path: Path) -> None:
+    detector = make_detector("pixel-statistics", None, 32, smoothing_sigma=1.0)
+    for name in ("A.png", "a.jpg", "b.png"):
+        Image.new("RGB", (32, 32)).save(tmp_path / name)
+    verdicts = predict(detector, tmp_path, tmp_path / "out")
+    names = {v.overlay.name for v in verdicts}
+    assert names == {"A.png_overlay.png", "a.jpg_overlay.png", "b_overlay.png"}
+
+
+def test_an_overlay_is_blended_in_bands_without_a_seam() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (600, 40, 3)).astype(np.uint8)
+    heat = rng.random((600, 40), dtype=np.float32)
+    whole = plots.overlay(image, heat, 0.5)
+    rows = [plots.overlay(image[i : i + 1], heat[i : i + 1], 0.5) for i in range(600)]
+    assert (whole == np.concatenate(rows)).all()
+    large = np.zeros((2000, 2000, 3), dtype=np.uint8)
+    tracemalloc.start()
+    plots.overlay(large, np.zeros((2000, 2000), dtype=np.float32), 1.0)
+    assert tracemalloc.get_traced_memory()[1] < 20 * 2000 * 2000
+    tracemalloc.stop()
+
+
+def test_scores_that_hardly_differ_have_a_histogram() -> None:
+    scores = np.float32([1, np.nextafter(np.float32(1), np.float32(2))])
+    plots.score_histogram(scores, np.array([False, True]))
+    object_masks((255 * np.ones((2, 32, 32, 3))).astype(np.uint8))
+
+
+def test_curves_without_a_role_share_colours_once_they_run_out() -> None:
+    figure = plots.line_chart(np.arange(3), {str(n): np.arange(3) for n in range(7)}, "x", "y")
+    assert len(figure.axes[0].lines) == 7
+
+
+def test_output_that_nobody_reads_on_is_no_error() -> None:
+    command = f"set -o pipefail; {shlex.quote(sys.executable)} -m dskd_lite.cli info --json | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr
 
 
 def test_photos_of_one_name_both_get_results_and_results_are_no_photos(tmp_path: Path) -> None:
@@ -805,6 +857,27 @@ def test_a_second_training_into_one_folder_is_refused(
     assert "another process is writing" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     assert main(command) == 0
+
+
+def test_a_folder_that_alone_may_be_written_is_enough(
+    make_category: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed, out = tmp_path / "closed", tmp_path / "closed" / "out"
+    out.mkdir(parents=True)
+    allowed, made = os.access, tempfile.mkstemp
+
+    def access(path: Path, mode: int, **more: object) -> bool:  # root may write everywhere
+        return Path(path) != closed and allowed(path, mode, **more)
+
+    def make(*args: object, **options: object) -> tuple[int, str]:
+        assert Path(options["dir"]) != closed
+        return made(*args, **options)
+
+    monkeypatch.setattr(os, "access", access)
+    monkeypatch.setattr(tempfile, "mkstemp", make)
+    assert main(["train", str(make_category()), *FAST, "--out", str(out)]) == 0
+    assert main(["evaluate", str(out), "--device", "cpu"]) == 0
+    assert [path.name for path in closed.iterdir()] == ["out"]
 
 
 def test_a_test_set_needs_no_training_images(

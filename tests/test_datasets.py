@@ -5,7 +5,7 @@ import os
 import shutil
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from dskd_lite.datasets.cache import decoded_images
 from dskd_lite.datasets.folder import (
     check_sizes,
     find_categories,
+    images_below,
     open_image,
     read_image,
     read_mask,
@@ -207,6 +208,55 @@ def test_cache_that_cannot_be_written_is_an_input_error(
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="could not be written"):
         decoded_images(scan_category(make_category()).train, 32, tmp_path / "file")
+
+
+def test_a_cache_that_another_process_was_faster_to_write_is_taken(
+    make_category: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, replace = scan_category(make_category()).train, os.replace
+
+    def windows_replace(source: Path, target: Path) -> None:  # a file that is mapped stays
+        replace(source, target)
+        raise PermissionError(13, "Access is denied")
+
+    monkeypatch.setattr(os, "replace", windows_replace)
+    images = decoded_images(paths, 32, tmp_path / "cache")
+    assert (images == decoded_images(paths, 32, None)).all()
+
+
+def test_links_to_folders_are_followed_but_not_in_a_circle(tmp_path: Path) -> None:
+    photos, shelf = tmp_path / "photos", tmp_path / "shelf"
+    for folder in (photos, shelf):
+        folder.mkdir()
+    for file in (photos / "b.png", shelf / "a.png"):
+        Image.new("RGB", (8, 8)).save(file)
+    (photos / "a").symlink_to(shelf)
+    (photos / "c").symlink_to(shelf)
+    (shelf / "back").symlink_to(photos)
+    assert images_below(photos) == [photos / name for name in ("a/a.png", "b.png", "c/a.png")]
+    assert images_below(tmp_path / "nowhere") == []
+
+
+def test_a_folder_that_may_not_be_read_is_named(
+    make_category: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, iterdir = make_category(), Path.iterdir
+
+    def refuse(folder: Path) -> Iterator[Path]:  # as the system does, though not to root
+        if folder == closed:
+            raise PermissionError(13, "Permission denied")
+        return iterdir(folder)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    for closed, act in (
+        (root, find_categories),
+        (root / "train", scan_category),
+        (root / "train" / "good", scan_category),
+        (root / "test" / "hole", scan_category),
+        (root / "test" / "hole", images_below),
+    ):
+        with pytest.raises(InputError, match=f"{closed} cannot be read: Permission denied"):
+            act(root)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32])

@@ -175,6 +175,18 @@ def test_bad_input_gets_one_line_and_leaves_nothing(
     assert "nowhere/train is missing" in capsys.readouterr().err
 
 
+def test_a_class_too_small_stops_before_the_first_is_trained(
+    classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in sorted((classes / "train" / "green").iterdir())[2:]:
+        path.unlink()
+    out = tmp_path / "out"
+    command = ["novelty", str(classes), *FAST, "--out", str(out), "--classes", "blue", "green"]
+    assert main(command) == 2
+    assert "class green: 2 normal images are not enough" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_one_class_alone_has_no_mean() -> None:
     rows = [{"normal": "a", "scores": {"pca": {"image_auroc": 0.75}}}]
     assert table(rows) == "| normal class | pca |\n| --- | --- |\n| a | 75.0 |"

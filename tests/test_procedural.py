@@ -200,6 +200,19 @@ def test_something_else_in_the_way_is_kept(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.rglob("*")] == ["metal", "mine.txt"]
 
 
+def test_a_category_that_another_process_wrote_meanwhile_is_taken(
+    tmp_path: Path, small: None
+) -> None:
+    def meanwhile(shots: list[Path]) -> list[Path]:
+        write_benchmark(tmp_path, categories=["metal"])
+        return shots
+
+    assert write_benchmark(tmp_path, categories=["metal"], progress=meanwhile) == [
+        tmp_path / "metal"
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["metal"]
+
+
 def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")

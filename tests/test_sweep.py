@@ -3,8 +3,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import statistics
+import sys
 import threading
 import time
 import zlib
@@ -120,6 +122,51 @@ def test_a_variant_cannot_contradict_the_sweep(
     options = _options(make_category(), tmp_path / "sweep", variants=(variant,))
     with pytest.raises(InputError, match=f"variant '{variant}'"):
         _plan(options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"workers": 0}, "--workers 0 and --threads 1 must be at least 1"),
+        ({"threads": -1}, "--workers 1 and --threads -1 must be at least 1"),
+        ({"scheduler": "tcp://127.0.0.1:1"}, "no dask scheduler answers at tcp://127.0.0.1:1"),
+        ({"scheduler": "nonsense://x"}, "no dask scheduler answers at nonsense://x"),
+    ],
+)
+def test_a_sweep_without_workers_is_refused(
+    make_category: Make, tmp_path: Path, changes: dict[str, object], words: str
+) -> None:
+    import dask
+    import distributed  # noqa: F401  # its defaults come before what is set here
+
+    options = _options(make_category(), tmp_path / "sweep", **changes)
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
+        with pytest.raises(InputError, match=re.escape(words)):
+            run_sweep(_plan(options), options)
+
+
+def test_without_dask_a_sweep_says_what_to_install(
+    make_category: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "dask", None)
+    options = _options(make_category(), tmp_path / "sweep")
+    with pytest.raises(InputError, match=r'pip install "dskd_lite\[sweep\]"'):
+        run_sweep(_plan(options), options)
+
+
+def test_a_worker_in_another_folder_finds_every_path(
+    make_category: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = _options(
+        make_category(), Path("sweep"), teachers=("resnet18=w.pth",), textures="dtd",
+        seeds=(0,), variants=("", "noise-on=disc.png"),
+    )  # fmt: skip
+    plain, drawn = (job.config for job in _plan(options))
+    assert plain.out.parent == tmp_path / "sweep" and plain.noise_on == "anywhere"
+    assert plain.teacher_weights == str(tmp_path / "w.pth")
+    assert plain.textures == str(tmp_path / "dtd")
+    assert drawn.noise_on == str(tmp_path / "disc.png")
 
 
 def test_a_job_that_fails_is_named_and_the_others_are_kept(

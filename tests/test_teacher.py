@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from http.client import IncompleteRead
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,28 @@ def test_unusable_weights_are_named(tmp_path: Path) -> None:
             Teacher("resnet18", path)
         assert path.name in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_download_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    kept = tmp_path / "checkpoints" / "resnet18-f37072fd.pth"
+    kept.parent.mkdir()
+    kept.write_bytes(b"a page that asks for a password")
+    with pytest.raises(InputError, match=f"resnet18 are damaged .*: delete {kept}"):
+        Teacher("resnet18")
+
+
+@pytest.mark.parametrize("error", [OSError("no route"), IncompleteRead(b"", 5)])
+def test_a_download_that_breaks_off_is_named(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    with pytest.raises(InputError, match="resnet18 could not be downloaded"):
+        Teacher("resnet18")
 
 
 def test_a_pickle_with_code_is_refused(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ class PatchDetector(StoredDetector):
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         self.learned = {
-            name.removeprefix(LEARNED): tensor.numpy()
+            name.removeprefix(LEARNED): tensor.numpy().copy()  # and not the mapped file
             for name, tensor in tensors.items()
             if name.startswith(LEARNED)
         }
@@ -113,7 +113,9 @@ class PatchDetector(StoredDetector):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Prediction:
-        """Score images (B, 3, H, W) in [0, 1] by one map."""
+        """Score images (B, 3, H, W) in [0, 1] by one map; InputError before ``fit``."""
+        if not self.learned:
+            raise InputError(f"the detector {self.name} knows no normal image yet: call fit first")
         patches = self.patches(images)
         distances = self.distances(patches.flatten(1, 2).cpu().numpy()).astype(np.float32)
         grid = torch.from_numpy(distances).to(patches.device).view(patches.shape[:3])
@@ -210,10 +212,12 @@ class GaussianDetector(PatchDetector):
 
     Simpler than PaDiM: on E2's grid instead of E1's, and smoothed over 3x3 positions beforehand.
     Keeps ``channels`` of the C channels, drawn at random. Each covariance is shrunk by the formula
-    of Ledoit and Wolf, which keeps it invertible with fewer images than channels. At most
-    ``most_images`` are read, so that memory stays bounded.
+    of Ledoit and Wolf, which keeps it invertible with fewer images than channels, and grows by
+    ``FLOOR`` times the mean variance, without which a ground of one colour would be infinitely
+    sure of itself. At most ``most_images`` are read, so that memory stays bounded.
     """
 
+    FLOOR = 1e-2  # PaDiM adds the number itself
     name = "gaussian"
 
     def __init__(
@@ -236,10 +240,13 @@ class GaussianDetector(PatchDetector):
         chosen = np.random.default_rng(self.seed).permutation(len(images))[: self.most_images]
         patches = self.read(images[np.sort(chosen)], lambda patches: patches[..., self.kept])
         fits = [LedoitWolf().fit(patches[:, position]) for position in range(patches.shape[1])]
+        covariances = np.stack([fit.covariance_ for fit in fits])
+        variance = np.trace(covariances, axis1=1, axis2=2).mean() / covariances.shape[-1]
+        floor = max(self.FLOOR * variance, np.finfo(np.float32).tiny)  # all images may be alike
         self.learned = {
             "kept": self.kept,
             "means": np.stack([fit.location_ for fit in fits]),
-            "precisions": np.stack([fit.precision_ for fit in fits]),
+            "precisions": np.linalg.inv(covariances + floor * np.eye(covariances.shape[-1])),
         }
 
     def distances(self, patches: np.ndarray) -> np.ndarray:
@@ -298,7 +305,8 @@ def greedy_coreset(points: np.ndarray, count: int, seed: int) -> np.ndarray:
     if len(points) <= count:
         return np.arange(len(points))
     if points.shape[1] > 128:
-        points = GaussianRandomProjection(128, random_state=seed).fit_transform(points)
+        projection = GaussianRandomProjection(128, random_state=seed % 2**32)  # NumPy's old bound
+        points = projection.fit_transform(points)
     chosen = [int(np.random.default_rng(seed).integers(len(points)))]
     lengths = (points**2).sum(1)
     nearest = np.full(len(points), np.inf)

@@ -49,11 +49,17 @@ def decoded_images(
         return cached
     _remove_left_over(cache_dir)
     checksum = 0
-    with whole_file(file) as temporary, temporary.open("wb") as out:
-        for image in _decode(paths, size, progress):
-            checksum = zlib.crc32(image, checksum)
-            out.write(image)
-        out.write(_trailer(shape, checksum))
+    try:
+        with whole_file(file) as temporary, temporary.open("wb") as out:
+            for image in _decode(paths, size, progress):
+                checksum = zlib.crc32(image, checksum)
+                out.write(image)
+            out.write(_trailer(shape, checksum))
+    except InputError:
+        # Windows replaces no file that another process, which was faster, has mapped.
+        if (cached := _open(file, shape)) is None:
+            raise
+        return cached
     cached = _open(file, shape)
     if cached is None:
         raise InputError(f"{file} was damaged while it was written: check the disk, then try again")

@@ -85,17 +85,35 @@ def is_image_file(path: Path) -> bool:
 
 def list_images(folder: Path) -> list[Path]:
     """Image files directly in a folder, by name."""
-    return sorted(p for p in folder.iterdir() if is_image_file(p))
+    return [path for path in _entries(folder) if is_image_file(path)]
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What lies directly in a folder, by name; raises InputError if it may not be read."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror}") from error
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Everything but folders at any depth below one, by path; what is hidden is passed over."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if not path.is_dir()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    """Everything but folders at any depth below one, by path; what is hidden is passed over.
+
+    Links to folders are followed, though not in a circle. Raises InputError for a folder that may
+    not be read.
+    """
+
+    def walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
+        inside = above | {os.path.realpath(folder)}
+        for path in _entries(folder):
+            if path.name.startswith("."):
+                continue
+            if not path.is_dir():
+                yield path
+            elif os.path.realpath(path) not in inside:
+                yield from walk(path, inside)
+
+    return sorted(walk(folder, frozenset())) if folder.is_dir() else []
 
 
 def first_of(paths: Sequence[Path | str]) -> str:
@@ -116,11 +134,12 @@ def find_categories(root: Path) -> list[Path]:
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"{root} is not a folder: give a category in MVTec layout")
+    entries = _entries(root)
     if (root / "train").is_dir():
         return [root]
-    if not any(root.iterdir()):
+    if not entries:
         raise InputError(f"{root} is empty: put normal images in {root / 'train' / GOOD}")
-    categories = sorted(p for p in root.iterdir() if (p / "train").is_dir())
+    categories = [p for p in entries if os.path.isdir(p / "train")]
     if not categories:
         raise InputError(
             f"{root} has no train/good folder: put normal images in {root / 'train' / GOOD}"
@@ -137,6 +156,8 @@ def scan_category(root: Path, to_train: bool = True) -> Category:
     """
     root = Path(os.path.abspath(root))  # and not what a link points to: the name is the category's
     good = root / "train" / GOOD
+    if good.parent.is_dir():
+        _entries(good.parent)  # one that may not be read is not to look like one without images
     if to_train and not good.is_dir():
         raise InputError(f"{root} has no train/good folder: put normal images in {good}")
     train = list_images(good) if good.is_dir() else []
@@ -163,7 +184,7 @@ def scan_category(root: Path, to_train: bool = True) -> Category:
 def _subfolders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return [p for p in _entries(folder) if p.is_dir() and not p.name.startswith(".")]
 
 
 def _masks_of(folder: Path, images: Path) -> dict[str, Path]:

@@ -68,7 +68,8 @@ class TextureFolder(Sequence[Tensor]):
     H and W are ``image_size``: an image is resized until it covers the square, and the square is
     cut from its centre, so that a texture keeps its proportions.
 
-    Raises InputError if the folder is missing or holds no image, or if an image cannot be read.
+    Raises InputError if the folder is missing or holds no image, or if an image's header cannot be
+    read; if the rest of it is damaged, when it is drawn.
     """
 
     def __init__(self, root: str | Path, image_size: int = 256) -> None:

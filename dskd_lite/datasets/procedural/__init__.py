@@ -170,7 +170,11 @@ def write_benchmark(
             for name in missing:
                 marker = {"benchmark": name, "version": VERSION, "seed": seed}
                 Path(unfinished, name, MARKER).write_text(json.dumps(marker) + "\n")
-                Path(unfinished, name).rename(out / name)
+                try:
+                    Path(unfinished, name).rename(out / name)
+                except OSError:
+                    if not _is_complete(out / name, seed):  # by another process, meanwhile
+                        raise
     except OSError as error:
         raise InputError(
             f"the benchmark cannot be written to {out} ({error.strerror}): choose another folder"
