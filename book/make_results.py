@@ -612,19 +612,24 @@ def _by_map(rows: Rows) -> str:
 
 def _ablations(rows: Rows) -> str:
     def label(row: Row) -> Sequence[str] | None:
-        _, teacher, size, variant = _parts(row)
+        _, teacher, _, variant = _parts(row)
         if teacher != IMAGENET:
             raise SystemExit(
                 f"the text of the ablations names another teacher than {row['setting']}"
             )
         again = row["map"] == "forward" and variant in ABLATIONS[1:4]
-        return None if again else (f"{size} px", VARIANTS[variant], MAPS[row["map"]])
+        return None if again else (VARIANTS[variant], MAPS[row["map"]])
 
-    def place(row: Row) -> tuple[int, int]:
-        _, _, size, variant = _row_parts(row)
-        return int(size), ABLATIONS.index(variant)
+    def place(row: Row) -> int:
+        return ABLATIONS.index(_row_parts(row)[3])
 
-    return _table(sorted(rows, key=place), ("Size", "Variant", "Map"), label, "Runs")
+    def of(size: str) -> Rows:
+        return sorted((row for row in rows if _row_parts(row)[2] == size), key=place)
+
+    sizes = sorted({_row_parts(row)[2] for row in rows}, key=int)
+    return "\n\n".join(
+        f"**{size} px**\n\n{_table(of(size), ('Variant', 'Map'), label, 'Runs')}" for size in sizes
+    )
 
 
 def _ablations_verdict(rows: Rows) -> str:
@@ -633,16 +638,12 @@ def _ablations_verdict(rows: Rows) -> str:
     for row in rows:
         _, _, size, variant = _row_parts(row)
         scores.setdefault((size, variant), []).append(row["scores"])
-    lines, marked, cells = [], 0, 0
+    tables, marked, cells = [], 0, 0
     for size in sorted({key[0] for key in scores}, key=int):
+        lines = []
         for variant, name in itertools.product(ABLATIONS[1:], ("reverse", "fused")):
             runs = scores[size, variant], scores[size, ""]
-            line = [
-                f"{size} px",
-                VARIANTS[variant],
-                MAPS[name],
-                " and ".join(str(len(r)) for r in runs),
-            ]
+            line = [VARIANTS[variant], MAPS[name], f"{len(runs[0])}, {len(runs[1])}"]
             for metric in METRICS:
                 ours, theirs = ([100 * run[name][metric] for run in side] for side in runs)
                 error = sum(statistics.variance(side) / len(side) for side in (ours, theirs)) ** 0.5
@@ -652,11 +653,12 @@ def _ablations_verdict(rows: Rows) -> str:
                 figure = f"{gap}\u00a0±\u00a0{error:.1f}"
                 line.append(f"**{figure}**" if sure else figure)
             lines.append(line)
+        head = ["Variant", "Map", "Runs", *METRICS.values()]
+        tables.append(f"**{size} px**\n\n{_markdown(head, lines)}")
     return (
         "Differences of the means from *as recommended* in points, ± their standard error, over so many runs of the variant and "
         f"of the recommended setting. In bold is what Welch's t-test calls significant at 5 %: {marked} of {cells} cells, where chance "
-        "alone would mark two or three.\n\n"
-        + _markdown(["Size", "Variant", "Map", "Runs", *METRICS.values()], lines)
+        "alone would mark two or three.\n\n" + "\n\n".join(tables)
     )
 
 
