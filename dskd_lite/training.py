@@ -24,7 +24,13 @@ from torch.optim import Adam
 from dskd_lite.anomaly_maps import COMPARED_STAGES, LossForm, distillation_loss
 from dskd_lite.detector import DSKD, DistillationDetector
 from dskd_lite.errors import InputError
-from dskd_lite.fusion import MixLine, dice_loss, inverse_variance_weights, manual_weights
+from dskd_lite.fusion import (
+    MixLine,
+    ScoreMapFusion,
+    dice_loss,
+    inverse_variance_weights,
+    manual_weights,
+)
 from dskd_lite.graphs import StudentRunner
 from dskd_lite.parallel import new_accelerator, share_of, synchronise_batch_norm
 from dskd_lite.seeding import CHOICE, FUSION, HOLDOUT, ORDER, SETTLE, generator
@@ -447,35 +453,66 @@ def train_fusion(
 
     ``allowed`` (N, H, W) bool: where noise may fall in each image, anywhere if not given.
     """
+    banks = noised_maps(detector, images, noise, batch_size, seed, rounds, allowed)
+    line = None
+    if held_out is not None:
+        means, variances = normal_statistics(detector, held_out, batch_size)
+        detector.fusion.input_scale.copy_(means)
+        line = MixLine(manual_weights(means), inverse_variance_weights(means, variances))
+    fit_fusion(detector.fusion, banks, epochs, line, report)
+
+
+@torch.no_grad()
+def noised_maps(
+    detector: DSKD,
+    images: np.ndarray,
+    noise: SyntheticNoise,
+    batch_size: int = 16,
+    seed: int = 0,
+    rounds: int = 1,
+    allowed: np.ndarray | None = None,
+) -> list[tuple[Tensor, Tensor]]:
+    """Score maps (B, 6, H, W) and masks (B, H, W) of normal images under noise, a pair a batch.
+
+    The arguments are those of ``train_fusion``, which see for what is kept if there are many.
+    """
     detector.eval()
-    fusion = detector.fusion
-    device = fusion.weight.device
+    device = detector.fusion.weight.device
     fits = MAX_CACHED_MAPS // (rounds * 7 * 4 * images.shape[1] * images.shape[2])
     if len(images) > max(fits, batch_size):
         order = torch.randperm(len(images), generator=generator(seed, CHOICE)).numpy()
         drawn = np.sort(order[: max(fits, batch_size)])
         images, allowed = images[drawn], None if allowed is None else allowed[drawn]
     banks: list[tuple[Tensor, Tensor]] = []
-    with torch.no_grad():
-        for draw in range(rounds):
-            for start in range(0, len(images), batch_size):
-                rng = generator(seed, FUSION, draw, start)
-                normal = to_tensor(images[start : start + batch_size], device)
-                places = None if allowed is None else allowed[start : start + batch_size]
-                noised, masks = noise(
-                    normal, rng, None if places is None else torch.from_numpy(places)
-                )
-                banks.append((detector.score_maps(noised), masks))
-    line = None
-    if held_out is not None:
-        means, variances = (x.to(device) for x in normal_statistics(detector, held_out, batch_size))
-        fusion.input_scale.copy_(means)
-        steady = inverse_variance_weights(means, variances)
-        line = MixLine(manual_weights(means), steady).to(device)
+    for draw in range(rounds):
+        for start in range(0, len(images), batch_size):
+            rng = generator(seed, FUSION, draw, start)
+            normal = to_tensor(images[start : start + batch_size], device)
+            places = None if allowed is None else allowed[start : start + batch_size]
+            noised, masks = noise(normal, rng, None if places is None else torch.from_numpy(places))
+            banks.append((detector.score_maps(noised), masks))
+    return banks
+
+
+def fit_fusion(
+    fusion: ScoreMapFusion,
+    banks: Sequence[tuple[Tensor, Tensor]],
+    epochs: int,
+    line: MixLine | None = None,
+    report: Report = lambda step: None,
+) -> None:
+    """Fit the six weights to maps (B, 6, H, W) and masks (B, H, W) by dice loss.
+
+    ``banks`` are those of ``noised_maps``. The weights are free, or stay on ``line`` if one is
+    given, with the learning rate that each has in ``train_fusion``.
+    """
+    device = fusion.weight.device
+    line = None if line is None else line.to(device)
     trained = [fusion.weight] if line is None else line.parameters()
     rate = FREE_LEARNING_RATE if line is None else LINE_LEARNING_RATE
     optimizer = Adam(trained, lr=rate, betas=ADAM_BETAS)
     steps = epochs * len(banks)
+    seen = epochs * sum(len(masks) for _, masks in banks)
     for epoch in range(epochs):
         for step, (maps, masks) in enumerate(banks):
             weight = fusion.weight if line is None else line()
@@ -483,7 +520,7 @@ def train_fusion(
             optimizer.zero_grad(set_to_none=True)
             value.backward()
             optimizer.step()
-            number, seen = epoch * len(banks) + step + 1, epochs * rounds * len(images)
+            number = epoch * len(banks) + step + 1
             report(Step(epoch, number, steps, len(maps), seen, value.item()))
     if line is not None:
         with torch.no_grad():
