@@ -68,7 +68,6 @@ FORMS = {  # of book/fusion_forms.py
     "line": "on the line (recommended)",
 }
 NOISES = {
-    "": "nothing",
     "paper": "the paper's noise",
     "large": "large blobs",
     "faint": "faint noise",
@@ -304,7 +303,7 @@ Each mark is a form: its mean of pixel AUROC and AUPRO on noise, over the set's 
 The rule chooses {best}. On the test images that is {worth} against the manual mix, in points; the recommended form is
 {line}. Over the {forms} forms the ranks on noise and on defects correlate (Spearman) with {agree}. {reached}
 
-So noise tells the worst forms, those with weights of both signs, but not which of the others to use: what it likes best loses to the
+So noise tells most of the worst forms, whose weights have both signs, but not which of the others to use: what it likes best loses to the
 manual mix, above all in image AUROC. Training longer, fainter noise, and smoothing after the fusion instead of before change nothing of
 that; large blobs bring two forms level with the manual mix on screw, and none on magnetic tile. The plain sum of the scaled maps, which
 is trained on nothing, is among the best on the defects of both sets. That was seen on test images, so it is a guess for the next set,
@@ -688,10 +687,10 @@ def on_pixels(scores: dict[str, float]) -> float:
     return (scores["pixel_auroc"] + scores["aupro"]) / 2
 
 
-def _form_name(form: str) -> tuple[str, str]:
-    """What a form is called on the page, and on which noise it was trained."""
+def _form_name(form: str) -> str:
+    """What a form is called on the page, and on which noise it was trained, if on any."""
     name, _, noise = form.partition(" | ")
-    return FORMS[name], NOISES[noise]
+    return FORMS[name] + (f"; {NOISES[noise]}" if noise else "")
 
 
 def _forms(rows: Rows) -> str:
@@ -703,12 +702,12 @@ def _forms(rows: Rows) -> str:
     shown.sort(key=lambda form: -on_pixels(scores[form]["noise"]))
     lines = [
         [
-            *_form_name(form),
+            _form_name(form),
             *(_slashes([100 * v for v in s.values()], ".1f") for s in scores[form].values()),
         ]
         for form in shown
     ]
-    head = ["Form", "Trained on", "Noise", *(_title(c) for c in CATEGORIES)]
+    head = ["Form; trained on", "Noise", *(_title(c) for c in CATEGORIES)]
 
     def against_manual(form: str, of: dict[str, Any]) -> str:
         parts = (
@@ -727,11 +726,10 @@ def _forms(rows: Rows) -> str:
         )
         agree.append(f"{_slashes([rank.statistic], '+.2f')} on {category.replace('_', ' ')}")
     reached = [form for form in forms if _reaches_aim(scores, form)]
-    name, noise = _form_name(best)
     return FORM_STUDY.format(
         forms=len(forms),
         table=_markdown(head, lines),
-        best=f"*{name}*, trained on {noise}",
+        best=f"*{_form_name(best)}*",
         worth=against_manual(best, scores),
         line=against_manual("line | paper", scores),
         agree=" and ".join(agree),
@@ -739,7 +737,7 @@ def _forms(rows: Rows) -> str:
             "No form reaches the aim on both sets."
             if not reached
             else f"The aim on both sets is reached by {len(reached)}: "
-            + "; ".join("*{}* ({})".format(*_form_name(form)) for form in reached)
+            + "; ".join(f"*{_form_name(form)}*" for form in reached)
             + "."
         ),
     )
