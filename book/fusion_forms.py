@@ -53,11 +53,13 @@ from dskd_lite.training import (
 )
 
 OUT = Path(__file__).resolve().parent / "results" / "fusion_forms.jsonl"
-# Octaves and opacity of the noise that weights are trained on.
+# Octaves and opacity of the noise that weights are trained on, epochs, and whether on smooth maps.
 TRAINED_ON = {
-    "paper": ((0, 5), (0.15, 1.0)),
-    "large": ((0, 2), (0.15, 1.0)),
-    "faint": ((0, 5), (0.15, 0.5)),
+    "paper": ((0, 5), (0.15, 1.0), 20, True),
+    "large": ((0, 2), (0.15, 1.0), 20, True),
+    "faint": ((0, 5), (0.15, 0.5), 20, True),
+    "five times as long": ((0, 5), (0.15, 1.0), 100, True),
+    "smoothed afterwards": ((0, 5), (0.15, 1.0), 20, False),
 }
 # Octaves, opacity and filling of the noise that forms are judged on.
 JUDGED_ON = {
@@ -67,8 +69,7 @@ JUDGED_ON = {
     "colour": ((0, 3), (0.5, 1.0), "colour"),
     "moved": ((0, 3), (0.5, 1.0), "moved"),
 }
-DRAWS, JUDGE_SEED, EPOCHS = 4, 1000, 20
-BATCH = 16
+DRAWS, JUDGE_SEED, BATCH = 4, 1000, 16
 
 
 def halves(folder: str, size: int) -> tuple[TextureFolder, TextureFolder]:
@@ -164,26 +165,19 @@ def study(run: Path, textures: str) -> dict[str, Any]:
     normal = decoded_images(category.train, size, None)
     fitted, held_out = split_holdout(len(normal), config.holdout, config.seed)
     for_scales, judged = normal[held_out[::2]], normal[held_out[1::2]]
-    means, variances = normal_statistics(detector, for_scales)
     to_fit, to_judge = halves(textures, size)
 
-    forms = untrained(means, variances)
-    for name, (octaves, opacity) in TRAINED_ON.items():
+    forms = untrained(*normal_statistics(detector, for_scales))
+    smoothing = detector.smoothing
+    for name, (octaves, opacity, epochs, smooth) in TRAINED_ON.items():
+        detector.smoothing = smoothing if smooth else nn.Identity()
         noise = SyntheticNoise(to_fit, (size, size), opacity, octaves)
         banks = noised_maps(detector, normal[fitted], noise, BATCH, config.seed)
-        for form, weights in trained(banks, means, variances, EPOCHS):
+        scales = normal_statistics(detector, for_scales)
+        for form, weights in trained(banks, *scales, epochs):
             forms[f"{form} | {name}"] = weights
-        if name == "paper":
-            for form, weights in trained(banks, means, variances, 5 * EPOCHS):
-                forms[f"{form} | five times as long"] = weights
-    smoothing, detector.smoothing = detector.smoothing, nn.Identity()
-    noise = SyntheticNoise(to_fit, (size, size))
-    banks = noised_maps(detector, normal[fitted], noise, BATCH, config.seed)
-    rough = normal_statistics(detector, for_scales)
-    for form, weights in trained(banks, *rough, EPOCHS):
-        forms[f"{form} | smoothed afterwards"] = weights
     detector.smoothing = smoothing
-    del banks
+    del banks  # of memory they take most
 
     scores: dict[str, Any] = {
         form: {"weights": (weights / weights.abs().sum()).tolist(), "noise": {}}
