@@ -369,12 +369,15 @@ PARTS = {"teacher": "teacher", "forward": "forward\nstudent", "reverse": "revers
 def ablation_ladder(rungs: Mapping[str, Mapping[str, float]], lit: str | None = None) -> Figure:
     """What each part added so far: DSKD with the part ``lit`` in colour, and the rungs measured.
 
-    ``rungs[rung][metric]``, metrics in [0, 1], rungs from ``LADDER``; those missing are left open.
-    ``lit`` is one of ``PARTS``, the last rung by default.
+    ``rungs[rung][metric]``, metrics in [0, 1]; rungs of ``LADDER`` that are missing are left open,
+    and others, which are no part of DSKD, stand above it under their own names. ``lit`` is one of
+    ``PARTS``, the last rung by default.
     """
     lit = lit or list(rungs)[-1]
     metric_names = list(next(iter(rungs.values())))
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained", facecolor="white")
+    names = [*(rung for rung in rungs if rung not in LADDER), *LADDER]
+    height = 2.75 + 0.25 * len(names)
+    figure = Figure(figsize=(6.4, height), layout="constrained", facecolor="white")
     grid = figure.add_gridspec(2, len(metric_names), height_ratios=(1, 1.5))
     axis = figure.add_subplot(grid[0, :])
     axis.axis("off")
@@ -392,7 +395,6 @@ def ablation_ladder(rungs: Mapping[str, Mapping[str, float]], lit: str | None = 
         ink = ("black" if part == "noise" else "white") if on else "#333333"
         axis.text(*place, PARTS[part], ha="center", va="center", fontsize=9, color=ink,
                   weight="bold" if on else "normal", bbox=box)  # fmt: skip
-    names = list(LADDER)
     for column, metric in enumerate(metric_names):
         axis = figure.add_subplot(grid[1, column])
         for row, rung in enumerate(names):
@@ -404,7 +406,8 @@ def ablation_ladder(rungs: Mapping[str, Mapping[str, float]], lit: str | None = 
                 axis.text(0.02, row, "not measured yet", va="center", fontsize=8, color="#666666")
         axis.set(xlim=(0, 1.25), ylim=(len(names) - 0.5, -0.5), yticks=range(len(names)))
         axis.set_xticks([0, 0.5, 1])
-        axis.set_yticklabels([LADDER[name] for name in names] if column == 0 else [], fontsize=9)
+        labels = [LADDER.get(name, name) for name in names] if column == 0 else []
+        axis.set_yticklabels(labels, fontsize=9)
         axis.set_xlabel(metric, fontsize=9)
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
