@@ -370,8 +370,8 @@ def ablation_ladder(rungs: Mapping[str, Mapping[str, float]], lit: str | None = 
     """What each part added so far: DSKD with the part ``lit`` in colour, and the rungs measured.
 
     ``rungs[rung][metric]``, metrics in [0, 1]; rungs of ``LADDER`` that are missing are left open,
-    and others, which are no part of DSKD, stand above it under their own names. ``lit`` is one of
-    ``PARTS``, the last rung by default.
+    and others, which are no part of DSKD, stand above those under their own names. ``lit`` is one
+    of ``PARTS``, the last rung by default; a rung that is no part lights none.
     """
     lit = lit or list(rungs)[-1]
     metric_names = list(next(iter(rungs.values())))
