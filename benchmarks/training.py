@@ -3,6 +3,7 @@
     python benchmarks/training.py --teacher resnet18                             # CPU, 128 px
     python benchmarks/training.py --teacher resnet18 --precision bf16            # CPU with AMX
     python benchmarks/training.py --teacher wide_resnet50_2 --size 256           # GPU
+    python benchmarks/training.py --teacher wide_resnet50_2 --size 256 --images 320 --whole-run
 
 The sides take turns; medians of the epochs after each turn's first. The teacher's weights are
 random unless a file is given: they change no step's work. Ours is ``train_students`` as `dskd
@@ -20,8 +21,10 @@ import contextlib
 import itertools
 import json
 import statistics
+import tempfile
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import rival
@@ -81,13 +84,31 @@ def dskd_epoch_seconds(options: argparse.Namespace, images: np.ndarray) -> list[
     ends: list[float] = []
     train_students(
         detector, images, options.epochs, options.batch, accelerator=accelerator,
-        report=lambda step: ends.append(time.perf_counter()),
+        report=lambda step: ends.append(time.perf_counter()), compile=options.compile,
     )  # fmt: skip
     if accelerator.device.type == "cuda":
         print(f"peak memory of DSKD {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
     per_epoch = len(ends) // options.epochs
     last = ends[per_epoch - 1 :: per_epoch]
     return [b - a for a, b in itertools.pairwise(last)]
+
+
+def time_whole_run(options: argparse.Namespace, images: np.ndarray) -> None:
+    """Train once, from the teacher's pass to the last checkpoint, and say how long it took."""
+    epochs = options.epochs or 200
+    torch.manual_seed(0)
+    detector = DSKD(Teacher(options.teacher, options.weights), options.size)
+    accelerator = choose_accelerator(options.device, options.precision)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        train_students(
+            detector, images, epochs, options.batch, accelerator=accelerator,
+            checkpoint=Path(folder) / "checkpoint.safetensors", compile=options.compile,
+        )  # fmt: skip
+        seconds = time.perf_counter() - start
+    print(f"torch {torch.__version__}, {device_name(accelerator.device)}; {options.teacher}, "
+          f"{options.size} px, batch {options.batch}, {epochs} epochs of {len(images)} images: "
+          f"{seconds:.1f} s, {epochs * len(images) / seconds:.1f} images/s")  # fmt: skip
 
 
 def rd4ad_epoch_seconds(
@@ -132,20 +153,31 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--epochs", type=int, default=3, help="in each turn")
+    parser.add_argument("--epochs", type=int, help="in each turn, 3 if not given")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument(
         "--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"),
         help="of DSKD; the others compute in fp32",
     )  # fmt: skip
+    parser.add_argument("--compile", action="store_true", help="DSKD's blocks, with torch.compile")
     parser.add_argument("--install-anomalib", action="store_true")
+    parser.add_argument(
+        "--whole-run", action="store_true",
+        help="time instead one training of DSKD, 200 epochs unless --epochs says otherwise, with "
+        "the teacher's pass and checkpoints",
+    )  # fmt: skip
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # a teacher without layer4's branch says so once too often
     device, precision = resolve(options.device, options.precision)
     shape = (options.images, options.size, options.size, 3)
     images = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
-    ours, theirs = f"DSKD, both students, {precision}", "RD4AD, as its code, fp32"
+    if options.whole_run:
+        time_whole_run(options, images)
+        return
+    options.epochs = options.epochs or 3
+    ours = f"DSKD, both students, {precision}{', compiled' if options.compile else ''}"
+    theirs = "RD4AD, as its code, fp32"
     seconds: dict[str, list[float]] = {ours: [], theirs: []}
     macs = 0.0
     arguments = (torch.get_num_threads(), options.teacher, options.size, options.batch,
@@ -177,6 +209,8 @@ def main() -> None:
           f"320 images take {200 * 320 / rates[ours]:.0f} s\n")  # fmt: skip
     kind = "GPU" if device.type == "cuda" else "CPU"
     command = f"--teacher {options.teacher} --size {options.size} --precision {precision}"
+    if options.compile:
+        command += " --compile"
     print(f"| training both students, {kind}, {options.teacher}, {options.size} px, batch "
           f"{options.batch}, {precision} | RD4AD as its official code trains it "
           f"| {'3' if kind == 'GPU' else '1.8'}× | `python benchmarks/training.py {command}` "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +22,36 @@ def cosine_distance(teacher_features: Tensor, student_features: Tensor) -> Tenso
     dtypes = {teacher_features.dtype, student_features.dtype}
     if dtypes == {torch.float32} or torch.float64 in dtypes:
         return 1 - F.cosine_similarity(teacher_features, student_features, dim=1)
-    # The same in fewer passes: norms add up in float32 what they read in half precision.
-    norms = [
-        torch.linalg.vector_norm(features, dim=1, dtype=torch.float32).clamp_min(1e-8)
-        for features in (teacher_features, student_features)
-    ]
-    product = (teacher_features.float() * student_features).sum(1)
-    return 1 - product / (norms[0] * norms[1])
+    return _MixedCosineDistance.apply(teacher_features, student_features)
+
+
+class _MixedCosineDistance(torch.autograd.Function):
+    """Cosine distance where one or both are in half precision, in few passes over them.
+
+    Autograd would round each of the gradient's two terms, which nearly cancel, to half precision.
+    """
+
+    @staticmethod
+    def forward(context: Any, teacher: Tensor, student: Tensor) -> Tensor:
+        norms = [  # in float32 they add up what they read in half precision
+            torch.linalg.vector_norm(features, dim=1, dtype=torch.float32).clamp_min(1e-8)
+            for features in (teacher, student)
+        ]
+        cosine = (teacher.float() * student).sum(1) / (norms[0] * norms[1])
+        context.save_for_backward(teacher, student, *norms, cosine)
+        return 1 - cosine
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        features, norms = context.saved_tensors[:2], context.saved_tensors[2:4]
+        cosine = context.saved_tensors[4]
+        toward_other = (-gradient / (norms[0] * norms[1])).unsqueeze(1)
+        found = []
+        for own, needed in enumerate(context.needs_input_grad):
+            along_own = (gradient * cosine / norms[own].square()).unsqueeze(1)
+            wanted = features[own] * along_own + features[1 - own] * toward_other
+            found.append(wanted.to(features[own].dtype) if needed else None)
+        return found[0], found[1]
 
 
 def distillation_loss(

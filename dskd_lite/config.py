@@ -78,6 +78,9 @@ class Config:
     """Auto takes an accelerator if there is one."""
     precision: Precision = "auto"
     """Auto: bf16 or fp16 on a GPU, fp32 on a CPU."""
+    compile: bool = False
+    """Compile the students' blocks with torch.compile, which needs a C++ compiler: slow to begin,
+    and on a GPU quicker steps (benchmarks/README.md)."""
     mixed_sizes: bool = False
     """Accept images of different sizes, each resized to the same square."""
     resume: bool = False

@@ -336,6 +336,7 @@ def train_detector(
                 checkpoint,
                 config.resume,
                 display.steps("students"),
+                config.compile,
             )
         else:
             detector.to(device).fit(normal[fitted])

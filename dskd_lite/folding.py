@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from dskd_lite.teacher import BasicBlock, Bottleneck
+from dskd_lite.students import StridedConv7, block_kernel, convolve_blocks
+from dskd_lite.teacher import Backbone, BasicBlock, Bottleneck
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -43,16 +44,45 @@ def fold_batch_norm(network: N) -> N:
 def fuse_blocks(folded: nn.Module, half: torch.dtype) -> None:
     """Make a folded copy faster on CUDA under autocast to ``half``, bfloat16 or float16, in place.
 
-    Convolutions keep their weights in ``half``, and each residual block becomes a ``FusedBlock``.
+    Convolutions keep their weights in ``half``; each residual block becomes a ``FusedBlock``, each
+    large 7x7 convolution a ``BlockConvolution``, and the stem's first one takes in its ReLU.
     """
     for module in list(folded.modules()):
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             for name, tensor in list(module.named_parameters(recurse=False)):
                 parameter = nn.Parameter(tensor.to(half), requires_grad=False)
                 setattr(module, name, parameter)  # a new one: the old may be the network's own
+    for module in list(folded.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, BasicBlock | Bottleneck):
                 setattr(module, name, FusedBlock(child))
+            if isinstance(child, StridedConv7) and child.is_large:
+                setattr(module, name, BlockConvolution(child))
+        if isinstance(module, Backbone):
+            module.conv1, module.relu = ConvolutionReLU(module.conv1), nn.Identity()
+
+
+class ConvolutionReLU(nn.Module):
+    """A folded convolution and ReLU in one pass; takes and gives half precision on CUDA."""
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        self.convolution = convolution
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _convolution_relu(self.convolution, x.to(self.convolution.weight.dtype))
+
+
+class BlockConvolution(nn.Module):
+    """A ``StridedConv7`` for scoring, whose kernel is put in the order of blocks only once."""
+
+    def __init__(self, convolution: StridedConv7) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(block_kernel(convolution.weight), requires_grad=False)
+        self.bias = convolution.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return convolve_blocks(x, self.kernel, self.bias)
 
 
 class FusedBlock(nn.Module):

@@ -20,7 +20,8 @@ from dskd_lite.storage import locked, whole_file
 RESULTS = "results.jsonl"
 _WORDS = ("procedural", "pretrained", "random", "anywhere", "object")  # of options, not paths
 _SET_BY_SWEEP = ("data", "method", "teacher", "teacher_weights", "image_size", "seed", "epochs",
-                 "textures", "precision", "out", "mixed_sizes", "resume", "device")  # fmt: skip
+                 "textures", "precision", "out", "mixed_sizes", "resume", "device",
+                 "compile")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Sweep:
     """Auto: bf16 or fp16 on a GPU, fp32 on a CPU."""
     device: Device = "auto"
     """Auto takes an accelerator if there is one; several workers share it."""
+    compile: bool = False
+    """Compile the students' blocks: slow in the first run on a machine, quick in later ones."""
     scheduler: str | None = None
     """Address of a dask scheduler; a cluster on this machine if not given."""
     workers: int = 1
@@ -109,6 +112,7 @@ def jobs(options: Sweep, parse: Callable[[list[str]], Config]) -> Iterator[Job]:
                 mixed_sizes=True,
                 resume=True,
                 device=options.device,
+                compile=options.compile,
             ),
         )
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from safetensors import safe_open
 from torch import Tensor
 from torch.amp import GradScaler
@@ -22,6 +25,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Adam
 
 from dskd_lite.anomaly_maps import COMPARED_STAGES, LossForm, distillation_loss
+from dskd_lite.compiled import compiled_blocks
 from dskd_lite.detector import DSKD, DistillationDetector
 from dskd_lite.errors import InputError
 from dskd_lite.fusion import (
@@ -31,7 +35,7 @@ from dskd_lite.fusion import (
     inverse_variance_weights,
     manual_weights,
 )
-from dskd_lite.graphs import StudentRunner
+from dskd_lite.graphs import RecordedStep, record
 from dskd_lite.parallel import new_accelerator, share_of, synchronise_batch_norm
 from dskd_lite.seeding import CHOICE, FUSION, HOLDOUT, ORDER, SETTLE, generator
 from dskd_lite.storage import save_tensors, whole_file
@@ -103,6 +107,7 @@ def train_students(
     checkpoint: Path | None = None,
     resume: bool = False,
     report: Report = lambda step: None,
+    compile: bool = False,
 ) -> None:
     """Train all students on normal images, uint8 (N, H, W, 3), with Adam (0.5, 0.999).
 
@@ -111,11 +116,13 @@ def train_students(
     the end, and ``resume`` continues from it to the same weights as a run that was never stopped.
     The teacher's features are computed once and kept on the device, with the images, if they take
     no more than 2 GiB, or on a GPU a quarter of its free memory. On one GPU, batches of the usual
-    size run as CUDA graphs. Several processes (``accelerate launch``) share each batch and reach
-    the weights of a single one, up to rounding.
+    size run as a CUDA graph; with ``compile`` they run compiled (see ``compiled_blocks``). Several
+    processes (``accelerate launch``) share each batch and reach the weights of a single one, up to
+    rounding.
 
     Raises InputError if the loss is not finite (the last checkpoint stays), the checkpoint cannot
-    be written or belongs to another run, or a batch has fewer images than there are processes.
+    be written or belongs to another run, a batch has fewer images than there are processes, or
+    there is nothing to compile with.
     """
     accelerator = accelerator or new_accelerator(cpu=True)
     main, rank, processes = (
@@ -162,59 +169,50 @@ def train_students(
         if checkpoint is not None and main:
             _save_checkpoint(checkpoint, run, done, students, optimizer, accelerator.scaler)
 
-    saved_at, consistent = monotonic(), True
+    saved_at = monotonic()
+    update = value = None
+    # Batches differ by one image at most; what is recorded or compiled is for the size of most.
+    most = len(np.array_split(range(len(images)), steps_per_epoch)[steps_per_epoch // 2])
+    quick = ExitStack()
     try:
         normals = _NormalImages(detector, images, batch_size, accelerator, keep=epochs > 1)
-        run_students = StudentRunner(prepared)
-        if accelerator.device.type == "cuda" and processes == 1:
-            # Batches differ by one image at most; a CUDA graph is for the size that most have.
-            most = len(np.array_split(range(len(images)), steps_per_epoch)[steps_per_epoch // 2])
-            run_students.record(_student_inputs(students, *normals(np.arange(most))))
+        if compile:
+            share = len(share_of(np.arange(most), rank, processes))
+            quick.enter_context(compiled_blocks(students, share))
+        update = _Update(students, prepared, optimizer, accelerator, loss, recorded_size=most)
         while done < steps:
             epoch, step = divmod(done, steps_per_epoch)
             order = torch.randperm(len(images), generator=generator(seed, ORDER, epoch)).numpy()
             chosen = np.array_split(order, steps_per_epoch)[step]  # no small rest: batch norm
             own = np.sort(share_of(chosen, rank, processes))
-            normal, teacher_features = normals(own)
-            given = _student_inputs(students, normal, teacher_features)
-            compared = teacher_features[:COMPARED_STAGES]
-            value = sum(
-                (distillation_loss(compared, rebuilt, loss) for rebuilt in run_students(given)),
-                start=normal.new_zeros(()),
-            )
             # Processes average their gradients, so each counts by its share of the batch.
-            value = value * (len(own) * processes / len(chosen))
-            whole = accelerator.reduce(value.detach(), "mean")
-            if not torch.isfinite(whole):
+            value = update(*normals(own), share=len(own) * processes / len(chosen))
+            done += 1
+            update.counted = True
+            whole = accelerator.reduce(value, "mean").item()
+            if not math.isfinite(whole):
                 stored = checkpoint is not None and checkpoint.is_file()
                 kept = f"the last checkpoint is kept in {checkpoint}; " if stored else ""
                 raise InputError(
-                    f"the loss became {whole.item()} in epoch {epoch + 1}, step {step + 1} of "
+                    f"the loss became {whole} in epoch {epoch + 1}, step {step + 1} of "
                     f"{steps_per_epoch}: {kept}try a lower --learning-rate, or --precision fp32"
                 )
-            optimizer.zero_grad(set_to_none=True)
-            accelerator.backward(value)
-            accelerator.unscale_gradients(optimizer)  # once: a second time in one step is an error
-            for student in students:
-                clip_grad_norm_(student.parameters(), MAX_GRADIENT_NORM)
-            consistent = False
-            optimizer.step()
-            done += 1
-            consistent = True
-            report(Step(epoch, done, steps, len(chosen), epochs * len(images), whole.item()))
+            report(Step(epoch, done, steps, len(chosen), epochs * len(images), whole))
             if monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
                 save()
                 saved_at = monotonic()
     except KeyboardInterrupt:
-        if consistent:  # in the middle of an update weights and count do not belong together
+        # In the middle of an update weights and count do not belong together.
+        if update is None or (update.counted and (value is None or torch.isfinite(value))):
             save()
         raise
     finally:
+        quick.close()
         for student in students:  # or they would keep autocast, whatever ``precision`` says
             accelerator.unwrap_model(student, keep_fp32_wrapper=False)
     save()
     optimizer.zero_grad(set_to_none=True)
-    run_students = normals = value = None  # they hold on to a GPU's memory
+    update = normals = value = None  # they hold on to a GPU's memory
     accelerator.free_memory()
     settle_batch_norm(detector, images, batch_size, seed, rank, processes)
     detector.eval()
@@ -267,14 +265,78 @@ class _NormalImages:
         return _images_last(self.images[where], device), [stage[where] for stage in self.features]
 
 
-def _student_inputs(
-    students: Iterable[torch.nn.Module], normal: Tensor, teacher_features: Sequence[Tensor]
-) -> list[tuple[Tensor, ...]]:
-    """What each student takes: the images, or what the teacher says about them."""
-    return [
-        (normal,) if isinstance(student, ForwardStudent) else tuple(teacher_features)
-        for student in students
-    ]
+class _Update:
+    """One step of all students: ``update(normal, features, share)`` gives the loss before it.
+
+    ``prepared`` are the students as Accelerate prepared them; ``normal`` and ``teacher_features``
+    are what ``_NormalImages`` gives, ``share`` is what the loss is multiplied by. On one GPU
+    batches of ``recorded_size`` images run as a CUDA graph.
+    """
+
+    def __init__(
+        self,
+        students: Iterable[torch.nn.Module],
+        prepared: Iterable[torch.nn.Module],
+        optimizer: AcceleratedOptimizer,
+        accelerator: Accelerator,
+        loss: LossForm,
+        recorded_size: int,
+    ) -> None:
+        self.students = list(zip(students, prepared, strict=True))
+        self.optimizer = optimizer
+        self.accelerator, self.loss = accelerator, loss
+        self.counted = True
+        """Set to False when weights begin to move; the caller sets it once the step is counted."""
+        self.recorded: RecordedStep | None = None
+        self.recorded_size = recorded_size
+        self.records = accelerator.device.type == "cuda" and accelerator.num_processes == 1
+        self.has_run = False
+
+    def __call__(self, normal: Tensor, teacher_features: Sequence[Tensor], share: float) -> Tensor:
+        given = (normal, *teacher_features)
+        if self.records and len(normal) == self.recorded_size:
+            if self.has_run and self.recorded is None:
+                self.record(given)
+            self.has_run = True
+            if self.recorded is not None:
+                self.recorded.give(given)
+                self.counted = False
+                return self.recorded.replay()
+        return self.step(*given, share=share)
+
+    def step(self, normal: Tensor, *teacher_features: Tensor, share: float = 1.0) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        compared = teacher_features[:COMPARED_STAGES]
+        value = normal.new_zeros(())
+        for student, prepared in self.students:
+            rebuilt = prepared(_student_input(student, normal, teacher_features))
+            value = value + distillation_loss(compared, rebuilt, self.loss)
+        value = value * share
+        self.accelerator.backward(value)
+        # Once: a second time in one step is an error.
+        self.accelerator.unscale_gradients(self.optimizer)
+        for student, _ in self.students:
+            clip_grad_norm_(student.parameters(), MAX_GRADIENT_NORM)
+        self.counted = False
+        self.optimizer.step()
+        return value.detach()
+
+    def record(self, given: Sequence[Tensor]) -> None:
+        """Record ``step``; where that fails there is a warning, and no second try."""
+        groups = self.optimizer.param_groups
+        for group in groups:  # Adam refuses to be recorded, or to run as it is, without being told
+            group["capturable"] = True
+        self.recorded = record(self.step, given)
+        for group in groups:
+            group["capturable"] = False
+        self.records = self.recorded is not None
+
+
+def _student_input(
+    student: torch.nn.Module, normal: Tensor, teacher_features: Sequence[Tensor]
+) -> Tensor | Sequence[Tensor]:
+    """What a student takes: the images, or what the teacher says about them."""
+    return normal if isinstance(student, ForwardStudent) else teacher_features
 
 
 @torch.no_grad()
@@ -338,7 +400,7 @@ def settle_batch_norm(
         normal = _images_last(images[own], device)
         features = detector.teacher(normal, detector.stages_read)
         for student in detector.students:
-            student(normal if isinstance(student, ForwardStudent) else features)
+            student(_student_input(student, normal, features))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
 

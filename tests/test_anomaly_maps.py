@@ -37,6 +37,34 @@ def test_cosine_distance_knows_equal_opposite_and_orthogonal() -> None:
     assert cosine_distance(short, short).item() == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float16,) * 2])
+def test_gradient_in_mixed_precision_is_that_of_float64(
+    dtypes: tuple[torch.dtype, torch.dtype],
+) -> None:
+    """Near the end of training too, where its two terms nearly cancel; each side's own."""
+    teacher, noise = (features[0].to(dtypes[0]) for features in (_features(0), _features(1)))
+    student = (3 * (teacher.float() + 0.01 * noise.float())).to(dtypes[1])
+    weights = torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(0))
+    exact = [x.double().requires_grad_() for x in (teacher, student)]
+    mixed = [x.clone().requires_grad_() for x in (teacher, student)]
+    for sides in (exact, mixed):
+        distance = cosine_distance(*sides)
+        (distance * weights.to(distance.dtype)).sum().backward()
+    for found, expected in zip(mixed, exact, strict=True):
+        error = (found.grad.double() - expected.grad).norm() / expected.grad.norm()
+        assert error < 2 * torch.finfo(found.dtype).eps + 1e-4
+
+
+def test_frozen_teacher_gets_no_gradient_in_mixed_precision() -> None:
+    teacher, student = _features(0)[0].bfloat16(), _features(1)[0].requires_grad_()
+    teacher[:, :, 0, 0] = 0  # nothing to compare with: no gradient, and none that is not finite
+    cosine_distance(teacher, student).sum().backward()
+    assert teacher.grad is None
+    assert student.grad is not None
+    assert student.grad[:, :, 0, 0].abs().max() == 0
+    assert torch.isfinite(student.grad).all()
+
+
 def test_losses_differ_as_their_definitions_do() -> None:
     teacher, student = _features(0), _features(1)
     per_position = sum(

@@ -74,6 +74,13 @@ def test_training_goes_as_on_the_cpu(precision: str, first: float, later: float)
     assert found == pytest.approx(expected, rel=later)
 
 
+def test_compiled_training_goes_as_on_the_cpu() -> None:
+    """Compiled and recorded; batches of 6 images as they are."""
+    expected, found = _losses("cpu", "fp32"), _losses("cuda", "bf16", compile=True)
+    assert found[0] == pytest.approx(expected[0], rel=0.01)
+    assert found == pytest.approx(expected, rel=0.1)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_one_training_after_another(precision: str) -> None:
     """The first one's graphs must not break the recording of the second, nor keep its memory."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,11 @@ import torch
 from safetensors.torch import save_file
 from torch.optim import Adam
 
-from dskd_lite import training
+from dskd_lite import graphs, training
 from dskd_lite.baselines.rd4ad import RD4AD
 from dskd_lite.detector import DSKD, DistillationDetector
 from dskd_lite.errors import InputError
 from dskd_lite.fusion import inverse_variance_weights, manual_weights
-from dskd_lite.graphs import record
 from dskd_lite.parallel import new_accelerator
 from dskd_lite.seeding import generator
 from dskd_lite.synthetic_noise import SyntheticNoise
@@ -533,25 +533,98 @@ def test_a_refused_checkpoint_leaves_plain_students(tmp_path: Path) -> None:
 
 
 def test_training_goes_on_where_no_graph_can_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the same results as without the attempt; a CUDA device says so with a RuntimeError."""
+    """With the same weights as without the attempt; a CUDA device says so with a RuntimeError."""
+
+    class Refusing(training._Update):
+        def __init__(self, *arguments: object, **options: object) -> None:
+            super().__init__(*arguments, **options)
+            self.records = True  # as on a GPU
 
     def refuse(*arguments: object) -> None:
+        tries.append(gc.isenabled())
         raise RuntimeError("operation failed due to a previous error during capture")
 
+    whole, tried = _detector(), _detector()
+    train_students(whole, IMAGES, 2, 4)
+    tries: list[bool] = []
     streams: list[str] = []
-    monkeypatch.setattr(torch.cuda, "make_graphed_callables", refuse)
+    monkeypatch.setattr(training, "_Update", Refusing)
+    monkeypatch.setattr(graphs, "RecordedStep", refuse)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: "stream before")
     monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
-    detector = _detector().train()
-    images = to_tensor(IMAGES[:4])
     with pytest.warns(UserWarning, match="without CUDA graphs.*during capture"):
-        forward, reverse = record(detector.students, [(images,), tuple(detector.teacher(images))])
-    assert streams == ["stream before"]
-    assert gc.isenabled()
-    features = detector.teacher(images)
-    for found, student, given in (
-        (forward(images), detector.forward_student, images),
-        (reverse(*features), detector.reverse_student, features),
-    ):
-        for one, other in zip(found, student(given), strict=True):
-            torch.testing.assert_close(one, other)
+        train_students(tried, IMAGES, 2, 4)
+    assert (tries, streams, gc.isenabled()) == ([False], ["stream before"], True)
+    _assert_same(whole, tried)
+
+
+def test_recorded_steps_alternate_with_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of 4, 3 and 3 images: those of 3 are replayed, by a stand-in for a CUDA graph."""
+
+    class Recorder(training._Update):
+        def __init__(self, *arguments: object, **options: object) -> None:
+            super().__init__(*arguments, **options)
+            self.records = True
+
+    class StandIn:
+        def __init__(self, step: Callable[..., torch.Tensor], given: list[torch.Tensor]) -> None:
+            self.step, self.given = step, [tensor.clone() for tensor in given]
+
+        give = graphs.RecordedStep.give
+
+        def replay(self) -> torch.Tensor:
+            sizes.append(len(self.given[0]))
+            return self.step(*self.given)
+
+    whole, replayed = _detector(), _detector()
+    train_students(whole, IMAGES, 2, 4)
+    sizes: list[int] = []
+    monkeypatch.setattr(training, "_Update", Recorder)
+    monkeypatch.setattr(graphs, "RecordedStep", StandIn)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "stream before")
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
+    train_students(replayed, IMAGES, 2, 4)
+    assert sizes == [3] * 3  # of four such batches the first has to run as it is
+    _assert_same(whole, replayed)
+
+
+def test_compiled_blocks_train_alike_and_leave_plain_students() -> None:
+    """Batches of 4, which are compiled, and of 3, which are not; Adam makes much of rounding."""
+    plain, quick = _detector(), _detector()
+    losses: list[list[float]] = [[], []]
+    for detector, found, compiled in ((plain, losses[0], False), (quick, losses[1], True)):
+        train_students(
+            detector, IMAGES[:7], 2, 4, report=lambda s, to=found: to.append(s.loss),
+            compile=compiled,
+        )  # fmt: skip
+    assert len(losses[0]) == 4
+    assert losses[1][:2] == pytest.approx(losses[0][:2], rel=1e-4)
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    assert not any("forward" in vars(module) for module in quick.modules())
+
+
+def test_only_batches_of_one_size_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[int] = []
+
+    def stand_in(plain: Callable[..., torch.Tensor], dynamic: bool) -> Callable[..., torch.Tensor]:
+        def run(*given: torch.Tensor) -> torch.Tensor:
+            compiled.append(len(given[0]))
+            return plain(*given)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", stand_in)
+    train_students(_detector(), IMAGES, 2, 4, compile=True)  # batches of 4, 3 and 3
+    assert set(compiled) == {3}
+
+
+def test_compiling_without_a_compiler_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_here(*given: torch.Tensor) -> None:
+        reason = RuntimeError("No working C++ compiler found")
+        raise torch._dynamo.exc.BackendCompilerFailed(torch.compile, reason, None)
+
+    monkeypatch.setattr(torch, "compile", lambda plain, dynamic: none_here)
+    detector = _detector()
+    with pytest.raises(InputError, match=r"No working C\+\+ compiler.*without --compile"):
+        train_students(detector, IMAGES, 1, 5, compile=True)
+    assert not any("forward" in vars(module) for module in detector.modules())
