@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dskd_lite.students import StridedConv7, block_kernel, convolve_blocks
-from dskd_lite.teacher import Backbone, BasicBlock, Bottleneck
+from dskd_lite.teacher import BasicBlock, Bottleneck
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -44,8 +44,8 @@ def fold_batch_norm(network: N) -> N:
 def fuse_blocks(folded: nn.Module, half: torch.dtype) -> None:
     """Make a folded copy faster on CUDA under autocast to ``half``, bfloat16 or float16, in place.
 
-    Convolutions keep their weights in ``half``; each residual block becomes a ``FusedBlock``, each
-    large 7x7 convolution a ``BlockConvolution``, and the stem's first one takes in its ReLU.
+    Convolutions keep their weights in ``half``, each residual block becomes a ``FusedBlock``, and
+    each large 7x7 convolution a ``BlockConvolution``.
     """
     for module in list(folded.modules()):
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
@@ -58,19 +58,6 @@ def fuse_blocks(folded: nn.Module, half: torch.dtype) -> None:
                 setattr(module, name, FusedBlock(child))
             if isinstance(child, StridedConv7) and child.is_large:
                 setattr(module, name, BlockConvolution(child))
-        if isinstance(module, Backbone):
-            module.conv1, module.relu = ConvolutionReLU(module.conv1), nn.Identity()
-
-
-class ConvolutionReLU(nn.Module):
-    """A folded convolution and ReLU in one pass; takes and gives half precision on CUDA."""
-
-    def __init__(self, convolution: nn.Conv2d) -> None:
-        super().__init__()
-        self.convolution = convolution
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _convolution_relu(self.convolution, x.to(self.convolution.weight.dtype))
 
 
 class BlockConvolution(nn.Module):

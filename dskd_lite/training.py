@@ -179,7 +179,7 @@ def train_students(
         if compile:
             share = len(share_of(np.arange(most), rank, processes))
             quick.enter_context(compiled_blocks(students, share))
-        update = _Update(students, prepared, optimizer, accelerator, loss, recorded_size=most)
+        update = StudentsStep(students, prepared, optimizer, accelerator, loss, recorded_size=most)
         while done < steps:
             epoch, step = divmod(done, steps_per_epoch)
             order = torch.randperm(len(images), generator=generator(seed, ORDER, epoch)).numpy()
@@ -265,8 +265,8 @@ class _NormalImages:
         return _images_last(self.images[where], device), [stage[where] for stage in self.features]
 
 
-class _Update:
-    """One step of all students: ``update(normal, features, share)`` gives the loss before it.
+class StudentsStep:
+    """One step of all students: ``step(normal, features, share)`` gives the loss before it.
 
     ``prepared`` are the students as Accelerate prepared them; ``normal`` and ``teacher_features``
     are what ``_NormalImages`` gives, ``share`` is what the loss is multiplied by. On one GPU
@@ -302,9 +302,9 @@ class _Update:
                 self.recorded.give(given)
                 self.counted = False
                 return self.recorded.replay()
-        return self.step(*given, share=share)
+        return self.run(*given, share=share)
 
-    def step(self, normal: Tensor, *teacher_features: Tensor, share: float = 1.0) -> Tensor:
+    def run(self, normal: Tensor, *teacher_features: Tensor, share: float = 1.0) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
         compared = teacher_features[:COMPARED_STAGES]
         value = normal.new_zeros(())
@@ -322,11 +322,11 @@ class _Update:
         return value.detach()
 
     def record(self, given: Sequence[Tensor]) -> None:
-        """Record ``step``; where that fails there is a warning, and no second try."""
+        """Record ``run``; where that fails there is a warning, and no second try."""
         groups = self.optimizer.param_groups
         for group in groups:  # Adam refuses to be recorded, or to run as it is, without being told
             group["capturable"] = True
-        self.recorded = record(self.step, given)
+        self.recorded = record(self.run, given)
         for group in groups:
             group["capturable"] = False
         self.records = self.recorded is not None

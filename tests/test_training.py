@@ -535,7 +535,7 @@ def test_a_refused_checkpoint_leaves_plain_students(tmp_path: Path) -> None:
 def test_training_goes_on_where_no_graph_can_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the same weights as without the attempt; a CUDA device says so with a RuntimeError."""
 
-    class Refusing(training._Update):
+    class Refusing(training.StudentsStep):
         def __init__(self, *arguments: object, **options: object) -> None:
             super().__init__(*arguments, **options)
             self.records = True  # as on a GPU
@@ -548,7 +548,7 @@ def test_training_goes_on_where_no_graph_can_be_recorded(monkeypatch: pytest.Mon
     train_students(whole, IMAGES, 2, 4)
     tries: list[bool] = []
     streams: list[str] = []
-    monkeypatch.setattr(training, "_Update", Refusing)
+    monkeypatch.setattr(training, "StudentsStep", Refusing)
     monkeypatch.setattr(graphs, "RecordedStep", refuse)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: "stream before")
     monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
@@ -561,7 +561,7 @@ def test_training_goes_on_where_no_graph_can_be_recorded(monkeypatch: pytest.Mon
 def test_recorded_steps_alternate_with_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of 4, 3 and 3 images: those of 3 are replayed, by a stand-in for a CUDA graph."""
 
-    class Recorder(training._Update):
+    class Recorder(training.StudentsStep):
         def __init__(self, *arguments: object, **options: object) -> None:
             super().__init__(*arguments, **options)
             self.records = True
@@ -579,7 +579,7 @@ def test_recorded_steps_alternate_with_plain_ones(monkeypatch: pytest.MonkeyPatc
     whole, replayed = _detector(), _detector()
     train_students(whole, IMAGES, 2, 4)
     sizes: list[int] = []
-    monkeypatch.setattr(training, "_Update", Recorder)
+    monkeypatch.setattr(training, "StudentsStep", Recorder)
     monkeypatch.setattr(graphs, "RecordedStep", StandIn)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: "stream before")
     monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
