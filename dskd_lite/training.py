@@ -177,8 +177,8 @@ def train_students(
     try:
         normals = _NormalImages(detector, images, batch_size, accelerator, keep=epochs > 1)
         if compile:
-            share = len(share_of(np.arange(most), rank, processes))
-            quick.enter_context(compiled_blocks(students, share))
+            usual = len(share_of(np.arange(most), rank, processes))
+            quick.enter_context(compiled_blocks(students, usual))
         update = StudentsStep(students, prepared, optimizer, accelerator, loss, recorded_size=most)
         while done < steps:
             epoch, step = divmod(done, steps_per_epoch)
@@ -305,6 +305,7 @@ class StudentsStep:
         return self.run(*given, share=share)
 
     def run(self, normal: Tensor, *teacher_features: Tensor, share: float = 1.0) -> Tensor:
+        """Take the step as it is, without a graph, from tensors given one by one."""
         self.optimizer.zero_grad(set_to_none=True)
         compared = teacher_features[:COMPARED_STAGES]
         value = normal.new_zeros(())

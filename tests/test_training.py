@@ -263,6 +263,26 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path: Path) 
     assert file.read_bytes() == before
 
 
+def test_ctrl_c_before_a_loss_is_looked_at_saves_no_broken_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step is counted, and what moved the weights was not finite."""
+    file = tmp_path / "checkpoint.safetensors"
+    train_students(_detector(), IMAGES, 1, batch_size=5, checkpoint=file)
+    before = file.read_bytes()
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    broken, accelerator = _detector(), new_accelerator(cpu=True)
+    monkeypatch.setattr(accelerator, "reduce", interrupted)
+    with torch.no_grad():
+        broken.forward_student.backbone.conv1.weight.fill_(float("nan"))
+    with pytest.raises(KeyboardInterrupt):
+        train_students(broken, IMAGES, 1, 5, checkpoint=file, accelerator=accelerator)
+    assert file.read_bytes() == before
+
+
 def test_full_disk_keeps_the_old_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
