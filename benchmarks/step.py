@@ -43,7 +43,8 @@ def print_kernels(action: Callable[[], torch.Tensor], steps: int = 3) -> None:
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         for _ in range(steps):
             action().item()
-    kernels = sorted(profiled.key_averages(), key=lambda row: -row.self_device_time_total)
+    rows = [row for row in profiled.key_averages() if row.self_device_time_total > 0]
+    kernels = sorted(rows, key=lambda row: -row.self_device_time_total)
     busy = sum(row.self_device_time_total for row in kernels) / 1e3 / steps
     count = sum(row.count for row in kernels) / steps
     print(f"  the GPU is busy for {busy:.2f} ms, with {count:.0f} kernels")

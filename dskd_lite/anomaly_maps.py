@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 COMPARED_STAGES = 3
@@ -28,7 +29,8 @@ def cosine_distance(teacher_features: Tensor, student_features: Tensor) -> Tenso
 class _MixedCosineDistance(torch.autograd.Function):
     """Cosine distance where one or both are in half precision, in few passes over them.
 
-    Autograd would round each of the gradient's two terms, which nearly cancel, to half precision.
+    Autograd would take a dozen passes, and round each of the two terms of a gradient in half
+    precision, which nearly cancel.
     """
 
     @staticmethod
@@ -42,15 +44,19 @@ class _MixedCosineDistance(torch.autograd.Function):
         return 1 - cosine
 
     @staticmethod
+    @once_differentiable
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         features, norms = context.saved_tensors[:2], context.saved_tensors[2:4]
         cosine = context.saved_tensors[4]
         toward_other = (-gradient / (norms[0] * norms[1])).unsqueeze(1)
         found = []
         for own, needed in enumerate(context.needs_input_grad):
+            if not needed:  # the teacher's, as it is frozen
+                found.append(None)
+                continue
             along_own = (gradient * cosine / norms[own].square()).unsqueeze(1)
             wanted = features[own] * along_own + features[1 - own] * toward_other
-            found.append(wanted.to(features[own].dtype) if needed else None)
+            found.append(wanted.to(features[own].dtype))
         return found[0], found[1]
 
 

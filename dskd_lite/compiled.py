@@ -21,8 +21,8 @@ def compiled_blocks(students: Iterable[nn.Module], batch_size: int) -> Iterator[
     """Within this context residual blocks and attention gates run compiled, on batches of one size.
 
     Blocks of one form share what was compiled, so that this takes half as long as for whole
-    students. Batches of another size run as they are. Raises InputError at the first step if there
-    is no compiler.
+    students. Batches of another size run as they are. Raises InputError, at the latest at the first
+    step, if there is no compiler (on CUDA: no Triton).
     """
     blocks = [
         module
@@ -30,31 +30,40 @@ def compiled_blocks(students: Iterable[nn.Module], batch_size: int) -> Iterator[
         for module in student.modules()
         if isinstance(module, BasicBlock | Bottleneck | SkipAttention)
     ]
-    limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else None
-    with torch._dynamo.config.patch(**{limit or "cache_size_limit": FORMS}):
-        for block in blocks:
-            block.forward = _for_batches_of(batch_size, block.forward)
+    newer = hasattr(torch._dynamo.config, "recompile_limit")
+    limit = {"recompile_limit" if newer else "cache_size_limit": FORMS}
+    # Of several processes: a block is far smaller than what DDP sums up at a time.
+    with torch._dynamo.config.patch(**limit, optimize_ddp=False):
         try:
+            for block in blocks:
+                block.forward = _for_batches_of(batch_size, block.forward)
             yield
         finally:
             for block in blocks:
-                del block.forward
+                vars(block).pop("forward", None)
             torch._dynamo.reset()  # or what was compiled would keep the blocks alive
 
 
 def _for_batches_of(size: int, plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    quick = torch.compile(plain, dynamic=False)
+    try:
+        quick = torch.compile(plain, dynamic=False)
+    except RuntimeError as error:  # Python may be too new for this torch
+        raise _nothing_to_compile_with(error) from error
 
     def forward(*given: Tensor) -> Tensor:
         if len(given[0]) != size:
             return plain(*given)
         try:
             return quick(*given)
-        except torch._dynamo.exc.BackendCompilerFailed as error:
-            reason = str(error.inner_exception).splitlines()[0]
-            raise InputError(
-                f"torch.compile failed ({reason}): install what it misses, or train without "
-                "--compile"
-            ) from error
+        except torch._dynamo.exc.TorchDynamoException as error:
+            cause = getattr(error, "inner_exception", None) or error
+            raise _nothing_to_compile_with(cause) from error
 
     return forward
+
+
+def _nothing_to_compile_with(cause: Exception) -> InputError:
+    reason = (str(cause) or type(cause).__name__).splitlines()[0]
+    return InputError(
+        f"torch.compile failed ({reason}): install what it misses, or train without --compile"
+    )

@@ -79,8 +79,9 @@ class Config:
     precision: Precision = "auto"
     """Auto: bf16 or fp16 on a GPU, fp32 on a CPU."""
     compile: bool = False
-    """Compile the students' blocks with torch.compile, which needs a C++ compiler: on a GPU quicker
-    steps, after most of a minute in the first run on a machine; on a CPU it does not pay."""
+    """Compile the students' blocks with torch.compile, which needs a C++ compiler, and on CUDA
+    Triton: quicker steps on a GPU, after most of a minute in the first run on a machine; on a CPU
+    it does not pay."""
     mixed_sizes: bool = False
     """Accept images of different sizes, each resized to the same square."""
     resume: bool = False

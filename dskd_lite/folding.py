@@ -48,16 +48,16 @@ def fuse_blocks(folded: nn.Module, half: torch.dtype) -> None:
     each large 7x7 convolution a ``BlockConvolution``.
     """
     for module in list(folded.modules()):
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            for name, tensor in list(module.named_parameters(recurse=False)):
-                parameter = nn.Parameter(tensor.to(half), requires_grad=False)
-                setattr(module, name, parameter)  # a new one: the old may be the network's own
-    for module in list(folded.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, BasicBlock | Bottleneck):
                 setattr(module, name, FusedBlock(child))
             if isinstance(child, StridedConv7) and child.is_large:
                 setattr(module, name, BlockConvolution(child))
+    for module in list(folded.modules()):
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | BlockConvolution):
+            for name, tensor in list(module.named_parameters(recurse=False)):
+                parameter = nn.Parameter(tensor.to(half), requires_grad=False)
+                setattr(module, name, parameter)  # a new one: the old may be the network's own
 
 
 class BlockConvolution(nn.Module):

@@ -316,7 +316,7 @@ def check_same_run(
     )
     for name, value in planned.items():
         stored = row.get("config", {}).get(name, defaults[name])
-        if name not in ("device", "resume") and stored != value:
+        if name not in ("device", "resume", "compile") and stored != value:
             raise InputError(
                 f"{file} holds {job.key} with {name} {stored}, not {value}: give the same options, "
                 f"{remedy}, whose checkpoint would bring the old options back"

@@ -208,11 +208,11 @@ def train_students(
         raise
     finally:
         quick.close()
+        optimizer.zero_grad(set_to_none=True)
+        update = normals = value = None  # they hold on to a GPU's memory, as gradients do
         for student in students:  # or they would keep autocast, whatever ``precision`` says
             accelerator.unwrap_model(student, keep_fp32_wrapper=False)
     save()
-    optimizer.zero_grad(set_to_none=True)
-    update = normals = value = None  # they hold on to a GPU's memory
     accelerator.free_memory()
     settle_batch_norm(detector, images, batch_size, seed, rank, processes)
     detector.eval()
@@ -327,10 +327,16 @@ class StudentsStep:
         groups = self.optimizer.param_groups
         for group in groups:  # Adam refuses to be recorded, or to run as it is, without being told
             group["capturable"] = True
-        self.recorded = record(self.run, given)
-        for group in groups:
-            group["capturable"] = False
+        try:
+            self.recorded = record(self.run, given)
+        finally:
+            for group in groups:
+                group["capturable"] = False
         self.records = self.recorded is not None
+        scaler = self.accelerator.scaler
+        if self.recorded is None and scaler is not None:
+            # A recording that broke off half way has unscaled what the next step unscales again.
+            scaler._per_optimizer_states.clear()
 
 
 def _student_input(

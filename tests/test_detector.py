@@ -13,7 +13,7 @@ from dskd_lite.baselines.rd4ad import RD4AD
 from dskd_lite.cost import count_cost
 from dskd_lite.detector import DSKD, Thresholds
 from dskd_lite.errors import InputError
-from dskd_lite.folding import FusedBlock, fuse_blocks
+from dskd_lite.folding import BlockConvolution, FusedBlock, fuse_blocks
 from dskd_lite.teacher import Teacher
 
 
@@ -215,7 +215,10 @@ def test_folding_changes_no_map_and_leaves_no_batch_norm(
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
-    assert any(isinstance(module, FusedBlock) for module in folded.modules()) == bool(fused)
+    kinds = {type(module) for module in folded.modules()}
+    assert (FusedBlock in kinds) == bool(fused)
+    large = bool(fused) and kind is DSKD and name == "resnet50"
+    assert (BlockConvolution in kinds) == large
     assert all(torch.equal(value, before[key]) for key, value in detector.state_dict().items())
 
 

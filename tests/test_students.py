@@ -99,3 +99,20 @@ def test_the_7x7_convolution_by_blocks_is_itself() -> None:
         torch.autograd.grad((found * weights).sum(), parts),
         torch.autograd.grad((expected * weights).sum(), parts),
     )
+
+
+def test_the_7x7_convolution_by_blocks_learns_alike_in_half_precision() -> None:
+    """Float32 weights and bfloat16 features under autocast, as in training on a GPU."""
+    torch.manual_seed(0)
+    convolution = StridedConv7(8).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 8, 8, 12).bfloat16().contiguous(memory_format=torch.channels_last)
+    found = []
+    with torch.autocast("cpu", torch.bfloat16):
+        for forward in (convolution.by_blocks, convolution.forward):
+            out = forward(x)
+            found.append((out, *torch.autograd.grad(out.float().square().mean(), [
+                convolution.weight, convolution.bias,
+            ])))  # fmt: skip
+    for one, other in zip(*found, strict=True):
+        assert (one - other).norm() < 0.01 * other.norm()
+        assert one.dtype == other.dtype

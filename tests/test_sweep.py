@@ -110,6 +110,7 @@ def test_variants_and_options_are_read_from_the_command_line(
     assert rows[0]["config"]["octaves"] == [0, 2]
     assert rows[0]["hardware"]["threads"] == 1  # of the worker, whatever this process has
 
+    assert main([*command, "--compile"]) == 0  # which changes no result: the runs are there
     command[command.index("bf16")] = "fp32"
     assert main(command) == 2
     assert "with precision bf16, not fp32" in capsys.readouterr().err

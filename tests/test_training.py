@@ -638,13 +638,76 @@ def test_only_batches_of_one_size_are_compiled(monkeypatch: pytest.MonkeyPatch) 
     assert set(compiled) == {3}
 
 
-def test_compiling_without_a_compiler_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch._dynamo.exc.BackendCompilerFailed(torch.compile, RuntimeError("none found"), None),
+        torch._dynamo.exc.TorchDynamoException("none found"),  # as where Triton is missing
+        RuntimeError("none found"),  # of torch.compile itself, on a Python that is too new for it
+    ],
+)
+def test_compiling_without_a_compiler_says_so(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def none_here(*given: torch.Tensor) -> None:
-        reason = RuntimeError("No working C++ compiler found")
-        raise torch._dynamo.exc.BackendCompilerFailed(torch.compile, reason, None)
+        raise error
 
-    monkeypatch.setattr(torch, "compile", lambda plain, dynamic: none_here)
+    def refusing(plain: object, dynamic: bool) -> Callable[..., None]:
+        if type(error) is RuntimeError:
+            raise error
+        return none_here
+
+    monkeypatch.setattr(torch, "compile", refusing)
     detector = _detector()
-    with pytest.raises(InputError, match=r"No working C\+\+ compiler.*without --compile"):
+    with pytest.raises(InputError, match=r"none found.*without --compile"):
         train_students(detector, IMAGES, 1, 5, compile=True)
     assert not any("forward" in vars(module) for module in detector.modules())
+
+
+def test_training_goes_on_after_a_recording_that_broke_off_half_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With scaled losses, whose gradients the broken recording has unscaled in name only."""
+
+    class Recorder(training.StudentsStep):
+        def __init__(self, *arguments: object, **options: object) -> None:
+            super().__init__(*arguments, **options)
+            self.records = True
+
+    def break_off(step: Callable[..., torch.Tensor], given: list[torch.Tensor]) -> None:
+        def broken(*arguments: object) -> None:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "clip_grad_norm_", broken)
+            step(*given)
+
+    def train() -> list[float]:
+        losses: list[float] = []
+        accelerator = new_accelerator(cpu=True)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        train_students(
+            _detector(), IMAGES, 2, 5, accelerator=accelerator,
+            report=lambda s: losses.append(s.loss),
+        )  # fmt: skip
+        return losses
+
+    whole = train()
+    monkeypatch.setattr(training, "StudentsStep", Recorder)
+    monkeypatch.setattr(graphs, "RecordedStep", break_off)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "stream before")
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
+    with pytest.warns(UserWarning, match="without CUDA graphs"):
+        assert train() == pytest.approx(whole, rel=1e-3)
+
+
+def test_an_interrupted_training_keeps_no_gradients(tmp_path: Path) -> None:
+    """They lie in a CUDA graph's memory, which would stay as long as the detector."""
+
+    def stop(step: Step) -> None:
+        raise KeyboardInterrupt
+
+    detector = _detector()
+    with pytest.raises(KeyboardInterrupt):
+        train_students(detector, IMAGES, 1, 5, report=stop)
+    assert all(p.grad is None for p in detector.parameters())
