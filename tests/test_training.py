@@ -685,7 +685,9 @@ def test_training_goes_on_after_a_recording_that_broke_off_half_way(
     def train() -> list[float]:
         losses: list[float] = []
         accelerator = new_accelerator(cpu=True)
-        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        scaler = accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        # As Accelerate does in fp16, which it takes on a GPU only.
+        accelerator.unscale_gradients = lambda optimizer: scaler.unscale_(optimizer.optimizer)
         train_students(
             _detector(), IMAGES, 2, 5, accelerator=accelerator,
             report=lambda s: losses.append(s.loss),
