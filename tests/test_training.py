@@ -552,13 +552,24 @@ def test_a_refused_checkpoint_leaves_plain_students(tmp_path: Path) -> None:
         assert torch.equal(found, expected)
 
 
-def test_training_goes_on_where_no_graph_can_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the same weights as without the attempt; a CUDA device says so with a RuntimeError."""
+def _record_with(stand_in: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let steps be recorded as on a GPU, by a stand-in; returns the streams that are set."""
 
-    class Refusing(training.StudentsStep):
+    class Recorder(training.StudentsStep):
         def __init__(self, *arguments: object, **options: object) -> None:
             super().__init__(*arguments, **options)
-            self.records = True  # as on a GPU
+            self.records = True
+
+    streams: list[str] = []
+    monkeypatch.setattr(training, "StudentsStep", Recorder)
+    monkeypatch.setattr(graphs, "RecordedStep", stand_in)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "stream before")
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    return streams
+
+
+def test_training_goes_on_where_no_graph_can_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same weights as without the attempt; a CUDA device says so with a RuntimeError."""
 
     def refuse(*arguments: object) -> None:
         tries.append(gc.isenabled())
@@ -567,11 +578,7 @@ def test_training_goes_on_where_no_graph_can_be_recorded(monkeypatch: pytest.Mon
     whole, tried = _detector(), _detector()
     train_students(whole, IMAGES, 2, 4)
     tries: list[bool] = []
-    streams: list[str] = []
-    monkeypatch.setattr(training, "StudentsStep", Refusing)
-    monkeypatch.setattr(graphs, "RecordedStep", refuse)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "stream before")
-    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    streams = _record_with(refuse, monkeypatch)
     with pytest.warns(UserWarning, match="without CUDA graphs.*during capture"):
         train_students(tried, IMAGES, 2, 4)
     assert (tries, streams, gc.isenabled()) == ([False], ["stream before"], True)
@@ -580,11 +587,6 @@ def test_training_goes_on_where_no_graph_can_be_recorded(monkeypatch: pytest.Mon
 
 def test_recorded_steps_alternate_with_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of 4, 3 and 3 images: those of 3 are replayed, by a stand-in for a CUDA graph."""
-
-    class Recorder(training.StudentsStep):
-        def __init__(self, *arguments: object, **options: object) -> None:
-            super().__init__(*arguments, **options)
-            self.records = True
 
     class StandIn:
         def __init__(self, step: Callable[..., torch.Tensor], given: list[torch.Tensor]) -> None:
@@ -599,10 +601,7 @@ def test_recorded_steps_alternate_with_plain_ones(monkeypatch: pytest.MonkeyPatc
     whole, replayed = _detector(), _detector()
     train_students(whole, IMAGES, 2, 4)
     sizes: list[int] = []
-    monkeypatch.setattr(training, "StudentsStep", Recorder)
-    monkeypatch.setattr(graphs, "RecordedStep", StandIn)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "stream before")
-    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
+    _record_with(StandIn, monkeypatch)
     train_students(replayed, IMAGES, 2, 4)
     assert sizes == [3] * 3  # of four such batches the first has to run as it is
     _assert_same(whole, replayed)
@@ -669,11 +668,6 @@ def test_training_goes_on_after_a_recording_that_broke_off_half_way(
 ) -> None:
     """With scaled losses, whose gradients the broken recording has unscaled in name only."""
 
-    class Recorder(training.StudentsStep):
-        def __init__(self, *arguments: object, **options: object) -> None:
-            super().__init__(*arguments, **options)
-            self.records = True
-
     def break_off(step: Callable[..., torch.Tensor], given: list[torch.Tensor]) -> None:
         def broken(*arguments: object) -> None:
             raise RuntimeError("operation not permitted when stream is capturing")
@@ -695,10 +689,7 @@ def test_training_goes_on_after_a_recording_that_broke_off_half_way(
         return losses
 
     whole = train()
-    monkeypatch.setattr(training, "StudentsStep", Recorder)
-    monkeypatch.setattr(graphs, "RecordedStep", break_off)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "stream before")
-    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
+    _record_with(break_off, monkeypatch)
     with pytest.warns(UserWarning, match="without CUDA graphs"):
         assert train() == pytest.approx(whole, rel=1e-3)
 
