@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ("README.md", "CITATION.cff", "CONTRIBUTING.md", "pyproject.toml", "book/*.md",
-         "notebooks/*.ipynb")  # fmt: skip
+         "notebooks/*.ipynb", "notebooks/assignments/*/*/*.ipynb")  # fmt: skip
 SLUG = r"[\w.-]+/[\w.-]*?[\w-](?=\.git\b|[^\w.-]|\.?$|\.\s)"  # owner/name
 # Where an address is ours, whoever's it was before; links to other projects have other forms.
 OURS = (
