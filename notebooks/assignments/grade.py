@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import re
 import subprocess
 import sys
@@ -126,6 +127,8 @@ def main() -> int:
     parser.add_argument("assignment", choices=assignments)
     parser.add_argument("folder", type=Path, help="one notebook for each student: ada.ipynb")
     arguments = parser.parse_args()
+    # nbgrader calls alembic by its bare name, which only an activated environment would find.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     assignment, hand_ins = arguments.assignment, sorted(arguments.folder.glob("*.ipynb"))
     if not hand_ins:
         parser.error(f"no notebook (*.ipynb) lies in {arguments.folder}")
@@ -153,7 +156,7 @@ def main() -> int:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    print(f"{len(rows) - 1} graded, {failed} not: {table}")
+    print(f"{len(rows) - 1} graded, {failed} not: {os.path.relpath(table)}")
     return int(failed > 0)
 
 

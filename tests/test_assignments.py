@@ -1,0 +1,270 @@
+"""Graded assignments: the students' version is up to date, hidden tests catch mistakes, grading."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbgrader.api import Gradebook
+
+ASSIGNMENTS = Path(__file__).resolve().parents[1] / "notebooks" / "assignments"
+NAMES = sorted(path.name for path in (ASSIGNMENTS / "source").iterdir())
+
+
+def notebook(step: str, name: str, root: Path = ASSIGNMENTS) -> nbformat.NotebookNode:
+    return nbformat.read(root / step / name / f"{name}.ipynb", as_version=4)
+
+
+def points(cell: nbformat.NotebookNode) -> int:
+    return cell.metadata.get("nbgrader", {}).get("points", 0)
+
+
+@pytest.fixture
+def course_folder(tmp_path: Path) -> Path:
+    """A course of its own: the grading command, nbgrader's settings, no assignments."""
+    root = tmp_path / "course"
+    root.mkdir()
+    shutil.copy(ASSIGNMENTS / "grade.py", root)
+    settings = (ASSIGNMENTS / "nbgrader_config.py").read_text(encoding="utf-8")
+    short, changed = re.subn(r"timeout = \d+", "timeout = 3", settings)
+    assert changed == 1
+    (root / "nbgrader_config.py").write_text(short, encoding="utf-8")
+    return root
+
+
+def nbgrader(root: Path, *arguments: str) -> None:
+    command = [sys.executable, "-m", "nbgrader", *arguments]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # for alembic
+    run = subprocess.run(
+        command, cwd=root, capture_output=True, text=True, check=False,
+        env={**os.environ, "PATH": path},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_students_get_is_made_from_the_source(name: str, course_folder: Path) -> None:
+    shutil.copytree(ASSIGNMENTS / "source", course_folder / "source")
+    nbgrader(course_folder, "generate_assignment", name, "--create")
+    assert notebook("release", name) == notebook("release", name, course_folder), (
+        f"out of date; in {ASSIGNMENTS}: nbgrader generate_assignment {name} --create --force"
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_students_get_neither_answers_nor_hidden_tests(name: str) -> None:
+    text = (ASSIGNMENTS / "release" / name / f"{name}.ipynb").read_text(encoding="utf-8")
+    assert "SOLUTION" not in text and "HIDDEN" not in text and "looked for" not in text
+    for cell in notebook("release", name).cells:
+        marks = cell.metadata.get("nbgrader", {})
+        if marks.get("solution"):
+            open_yet = "NotImplementedError" if cell.cell_type == "code" else "YOUR ANSWER HERE"
+            assert open_yet in cell.source
+        assert not cell.get("outputs")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_points_and_first_lines_are_as_the_text_says(name: str) -> None:
+    cells = notebook("source", name).cells
+    total = sum(map(points, cells))
+    counted = sum(points(cell) for cell in cells if cell.cell_type == "code")
+    assert f"**Points:** {total}, of which {counted} are counted by the tests" in cells[0].source
+    lines = [cell.source.partition("\n")[0] for cell in cells if "nbgrader" in cell.metadata]
+    assert len(set(lines)) == len(lines)
+    for cell in filter(points, cells):
+        assert re.search(rf"\({points(cell)} (more )?points\)", cell.source.partition("\n")[0])
+    for cell in cells:
+        if cell.cell_type == "code":
+            assert max(map(len, cell.source.splitlines())) <= 88, cell.source
+
+
+# What students get wrong: (assignment, first line of the solution, right, wrong, tests that see it)
+MISTAKES = [
+    ("measuring", "# Task 1", "stats.rankdata(scores)",
+     "scores.argsort().argsort() + 1", "# Tests of task 1"),
+    ("measuring", "# Task 1", "if not defective or not good:", "if not defective:",
+     "# Tests of task 1"),
+    ("measuring", "# Task 2", "good | (defects == name)", "defects != name", "# Tests of task 2"),
+    ("measuring", "# Task 3", "greater / len(ordered) <= rate",
+     "greater <= rate * len(ordered)", "# Tests of task 3"),
+    ("measuring", "# Task 3", "<= rate", "< rate", "# Tests of task 3"),
+    ("measuring", "# Task 4", ", np.ones((3, 3))", "", "# Tests of task 4"),
+    ("measuring", "# Task 4", "> threshold", ">= threshold", "# Tests of task 4"),
+    ("measuring", "# Task 4", ">= 0.5", "> 0.5", "# Tests of task 4"),
+    ("measuring", "# Task 4", "(sizes < high)", "(sizes <= high)", "# Tests of task 4"),
+    ("measuring", "# Task 5", "recall * (1 - precision)", "recall", "# Tests of task 5"),
+    ("measuring", "# Task 6", "threshold_at(held_out[name], 0.01)",
+     "threshold_at(own, 0.01)", "# Tests of task 6"),
+    ("measuring", "# Task 6", "own.max((1, 2))", "own.mean((1, 2))", "# Tests of task 6"),
+    ("students", "# Task 1", "copy.deepcopy(network)", "network", "# Tests of task 1"),
+    ("students", "# Task 1", "torch.equal(a, b) for", "True for", "# Tests of task 1"),
+    ("students", "# Task 2", "weight = F.adaptive_avg_pool2d",
+     "weight = F.adaptive_max_pool2d", "# Tests of task 2"),
+    ("students", "# Task 2", ".clamp_min(1e-12)", "", "# Tests of task 2"),
+    ("students", "# Task 2", "(weight * distance).sum() / weight.sum()",
+     "((weight * distance).sum((1, 2)) / weight.sum((1, 2))).mean()", "# Tests of task 2"),
+    ("students", "# Task 3", "gate.mean((2, 3))", "skip.mean((2, 3))", "# Tests of task 3"),
+    ("students", "# Task 3", "gate.mean((2, 3))", "gate.amax((2, 3))", "# Tests of task 3"),
+    ("students", "# Task 4", "    torch.set_rng_state(state[\"random\"])\n", "",
+     "# Tests of task 4"),
+    ("students", "# Task 4", "    adam.load_state_dict(state[\"adam\"])\n", "",
+     "# Tests of task 4"),
+    ("students", "# Task 4", "beside = Path(f\"{path}.new\")", "beside = path",
+     "# Tests of task 4"),
+    ("students", "# Task 5", "torch.randperm(len(images))", "torch.arange(len(images))",
+     "# Tests of task 5"),
+    ("students", "# Task 5", "lr=0.005", "lr=0.001", "# Tests of task 5"),
+    ("students", "# Task 5", "    student.eval()\n", "", "# Tests of task 5"),
+    ("detector", "# Task 1", "        self.fits = []\n",
+     "        self.fits = getattr(self, 'fits', [])\n", "# Tests of task 1 (3 points)"),
+    ("detector", "# Task 1", "away.clip(0) / x.shape[2]", "away.clip(0) / images.sum()",
+     "# Tests of task 1 (3 points)"),
+    ("detector", "# Task 2", "detector.fit(normal[fitted])", "detector.fit(normal)",
+     "# Tests of task 2"),
+    ("detector", "# Task 2", "scores = detector.maps(normal[held_out])",
+     "scores = detector.maps(normal[fitted])", "# Tests of task 2"),
+    ("detector", "# Task 2", "> threshold", ">= threshold", "# Tests of task 2"),
+    ("detector", "# Task 3", "[False, True]", "[True, False]", "# Tests of task 3"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tests_catch_what_students_get_wrong(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With each mistake in its place, in a notebook that is right otherwise, a test fails."""
+    monkeypatch.setenv("DSKD_COURSE_DIR", str(tmp_path))
+    code = [cell.source for cell in notebook("source", name).cells if cell.cell_type == "code"]
+    space: dict[str, object] = {}
+    by_line = {source.partition("\n")[0]: source for source in code}
+
+    def tests_of(start: str) -> str:
+        (found,) = [source for line, source in by_line.items() if line.startswith(start)]
+        return found
+
+    exec(re.sub(r"^ *%.*", "    pass", code[0], flags=re.MULTILINE), space)
+    for source in code[1:]:
+        exec(source, space)
+        line = source.partition("\n")[0]
+        for _, _, right, wrong, seen_by in [m for m in MISTAKES if m[:2] == (name, line)]:
+            assert right in source, right
+            # The tests come after the cells that use the solution.
+            between = code[code.index(source) + 1 : code.index(tests_of(seen_by))]
+            try:
+                for cell in [source.replace(right, wrong), *between, tests_of(seen_by)]:
+                    exec(cell, space)
+            except Exception:
+                exec(source, space)
+                continue
+            pytest.fail(f"{name}, {line}: nothing notices {wrong!r} in place of {right!r}")
+
+
+def tiny_assignment(root: Path) -> nbformat.NotebookNode:
+    """An assignment of one task with a hidden test, and a question; returns what students get."""
+
+    def graded(cell: nbformat.NotebookNode, **marks: object) -> nbformat.NotebookNode:
+        plain = {"grade": False, "locked": False, "solution": False, "task": False}
+        cell.metadata["nbgrader"] = {"schema_version": 3, **plain, **marks}
+        return cell
+
+    solution = "# Task 1\n### BEGIN SOLUTION\ndef twice(x):\n    return 2 * x\n### END SOLUTION"
+    tests = (
+        "# Tests of task 1 (3 points)\nassert twice(1) == 2\n"
+        "### BEGIN HIDDEN TESTS\nassert twice(2) == 4\n### END HIDDEN TESTS"
+    )
+    answer = "**Answer** (2 points)\n\n### BEGIN SOLUTION\nIt depends.\n### END SOLUTION"
+    cells = [
+        new_markdown_cell("# Tiny"),
+        graded(new_code_cell(solution), grade_id="twice", solution=True),
+        graded(new_code_cell(tests), grade_id="tests", grade=True, locked=True, points=3),
+        graded(new_markdown_cell(answer), grade_id="answer", grade=True, solution=True, points=2),
+    ]
+    folder = root / "source" / "tiny"
+    folder.mkdir(parents=True)
+    nbformat.write(new_notebook(cells=cells), folder / "tiny.ipynb")
+    nbgrader(root, "generate_assignment", "tiny", "--create")
+    return notebook("release", "tiny", root)
+
+
+def test_grading_of_what_is_handed_in(course_folder: Path, tmp_path: Path) -> None:
+    released = tiny_assignment(course_folder)
+    hand_ins = tmp_path / "hand-ins"
+    hand_ins.mkdir()
+    right = "# Task 1\ndef twice(x):\n    return x + x"
+
+    def hand_in(student: str, task: str, *more: str, bare: bool = False) -> None:
+        cells = [dict(cell) for cell in nbformat.from_dict(released).cells]
+        cells[1]["source"] = task
+        cells[3]["source"] += "\n\nSurely."
+        if bare:  # an editor that keeps no metadata, and a student who threw the tests away
+            cells = [{**cell, "metadata": {}} for cell in cells if "Tests" not in cell["source"]]
+        cells = [nbformat.from_dict(cell) for cell in cells]
+        cells[1:1] = [new_code_cell(source) for source in more]
+        nbformat.write(new_notebook(cells=cells), hand_ins / f"{student}.ipynb")
+
+    hand_in("ada", right)
+    hand_in("bare", right, bare=True)
+    hand_in("guess", "# Task 1\ndef twice(x):\n    return 2")  # what the visible test asks for
+    hand_in("loop", right, "while True:\n    pass")
+    hand_in("dies", right, "import os\nos._exit(1)")
+    nbformat.write(released, hand_ins / "nothing.ipynb")
+    (hand_ins / "words.ipynb").write_text("my homework", encoding="utf-8")
+    hand_in("two words", right)
+
+    def grade() -> tuple[subprocess.CompletedProcess[str], dict[str, dict[str, str]]]:
+        command = [sys.executable, "grade.py", "tiny", str(hand_ins)]
+        run = subprocess.run(
+            command, cwd=course_folder, capture_output=True, text=True, check=False
+        )
+        with (course_folder / "grades-tiny.csv").open(encoding="utf-8", newline="") as file:
+            return run, {row["student"]: row for row in csv.DictReader(file)}
+
+    run, rows = grade()
+    assert run.returncode == 1
+    assert rows.pop("of") == {
+        "student": "of", "tests": "3", "answer": "2", "sum": "5", "to read": ""
+    }  # fmt: skip
+    sums = {student: (row["tests"], row["sum"], row["to read"]) for student, row in rows.items()}
+    assert sums == {
+        "ada": ("3", "3", "answer"), "bare": ("3", "3", "answer"), "guess": ("0", "0", "answer"),
+        "loop": ("3", "3", "answer"), "nothing": ("0", "0", ""),
+    }  # fmt: skip
+    for said in (
+        "bare.ipynb: no code cell begins with '# Tests of task 1 (3 points)'",
+        "dies.ipynb is not graded: nbclient.exceptions.DeadKernelError: Kernel died",
+        "words.ipynb is not graded: this is no notebook (NotJSONError)",
+        "two words.ipynb is not graded: a student's name may have",
+    ):
+        assert said in run.stderr
+    assert "5 graded, 3 not" in run.stdout
+
+    for student in ("dies", "words", "two words", "bare", "loop", "nothing"):
+        (hand_ins / f"{student}.ipynb").unlink()
+    hand_in("guess", right)  # handed in again
+    with Gradebook(f"sqlite:///{course_folder / 'gradebook.db'}") as gradebook:  # read by hand
+        read = gradebook.find_grade("answer", "tiny", "tiny", "ada")
+        read.manual_score, read.needs_manual_grade = 1.5, False
+        gradebook.db.commit()
+    kept = course_folder / "autograded" / "ada" / "tiny" / "tiny.ipynb"
+    before = kept.stat().st_mtime_ns
+    run, rows = grade()
+    assert run.returncode == 0, run.stderr
+    assert rows["guess"]["sum"] == "3"
+    assert (rows["ada"]["answer"], rows["ada"]["sum"], rows["ada"]["to read"]) == ("1.5", "4.5", "")
+    assert kept.stat().st_mtime_ns == before, "what had not changed was graded again"
+
+
+def test_grading_an_empty_folder_says_so(course_folder: Path, tmp_path: Path) -> None:
+    (course_folder / "source" / "tiny").mkdir(parents=True)
+    empty = tmp_path / "empty"
+    command = [sys.executable, "grade.py", "tiny", str(empty)]
+    run = subprocess.run(command, cwd=course_folder, capture_output=True, text=True, check=False)
+    assert run.returncode == 2 and f"no notebook (*.ipynb) lies in {empty}" in run.stderr
