@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import os
 import re
@@ -16,7 +17,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from nbgrader.api import Gradebook
 
 ASSIGNMENTS = Path(__file__).resolve().parents[1] / "notebooks" / "assignments"
-NAMES = sorted(path.name for path in (ASSIGNMENTS / "source").iterdir())
+NAMES = sorted(path.name for path in (ASSIGNMENTS / "source").iterdir() if path.is_dir())
 
 
 def notebook(step: str, name: str, root: Path = ASSIGNMENTS) -> nbformat.NotebookNode:
@@ -34,7 +35,7 @@ def course_folder(tmp_path: Path) -> Path:
     root.mkdir()
     shutil.copy(ASSIGNMENTS / "grade.py", root)
     settings = (ASSIGNMENTS / "nbgrader_config.py").read_text(encoding="utf-8")
-    short, changed = re.subn(r"timeout = \d+", "timeout = 3", settings)
+    short, changed = re.subn(r"timeout = \d+", "timeout = 12", settings)
     assert changed == 1
     (root / "nbgrader_config.py").write_text(short, encoding="utf-8")
     return root
@@ -69,6 +70,14 @@ def test_students_get_neither_answers_nor_hidden_tests(name: str) -> None:
             open_yet = "NotImplementedError" if cell.cell_type == "code" else "YOUR ANSWER HERE"
             assert open_yet in cell.source
         assert not cell.get("outputs")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_assignments_are_committed_with_what_their_answers_give(name: str) -> None:
+    code = [cell for cell in notebook("source", name).cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    kinds = {(o.output_type, o.get("name")) for cell in code for o in cell.outputs}
+    assert kinds <= {("stream", "stdout"), ("display_data", None), ("execute_result", None)}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -123,6 +132,9 @@ MISTAKES = [
      "# Tests of task 5"),
     ("students", "# Task 5", "lr=0.005", "lr=0.001", "# Tests of task 5"),
     ("students", "# Task 5", "    student.eval()\n", "", "# Tests of task 5"),
+    ("students", "# Task 5", "betas=(0.5, 0.999)", "betas=(0.9, 0.999)", "# Tests of task 5"),
+    ("students", "# Task 5", "optim.Adam(", "optim.AdamW(", "# Tests of task 5"),
+    ("students", "# Task 5", "sum(losses) / len(losses)", "losses[-1]", "# Tests of task 5"),
     ("detector", "# Task 1", "        self.fits = []\n",
      "        self.fits = getattr(self, 'fits', [])\n", "# Tests of task 1 (3 points)"),
     ("detector", "# Task 1", "away.clip(0) / x.shape[2]", "away.clip(0) / images.sum()",
@@ -151,7 +163,9 @@ def test_tests_catch_what_students_get_wrong(
         return found
 
     exec(re.sub(r"^ *%.*", "    pass", code[0], flags=re.MULTILINE), space)
-    for source in code[1:]:
+    tried = 0
+    last = max(k for k, source in enumerate(code) if source.startswith("# Tests of"))
+    for source in code[1 : last + 1]:
         exec(source, space)
         line = source.partition("\n")[0]
         for _, _, right, wrong, seen_by in [m for m in MISTAKES if m[:2] == (name, line)]:
@@ -161,10 +175,14 @@ def test_tests_catch_what_students_get_wrong(
             try:
                 for cell in [source.replace(right, wrong), *between, tests_of(seen_by)]:
                     exec(cell, space)
+            except (SyntaxError, NameError):  # then the mistake is not one that runs
+                raise
             except Exception:
+                tried += 1
                 exec(source, space)
                 continue
             pytest.fail(f"{name}, {line}: nothing notices {wrong!r} in place of {right!r}")
+    assert tried == sum(m[0] == name for m in MISTAKES)
 
 
 def tiny_assignment(root: Path) -> nbformat.NotebookNode:
@@ -194,72 +212,106 @@ def tiny_assignment(root: Path) -> nbformat.NotebookNode:
     return notebook("release", "tiny", root)
 
 
-def test_grading_of_what_is_handed_in(course_folder: Path, tmp_path: Path) -> None:
-    released = tiny_assignment(course_folder)
-    hand_ins = tmp_path / "hand-ins"
-    hand_ins.mkdir()
-    right = "# Task 1\ndef twice(x):\n    return x + x"
+class Class:
+    """A class that hands in the tiny assignment, and the command that grades it."""
 
-    def hand_in(student: str, task: str, *more: str, bare: bool = False) -> None:
-        cells = [dict(cell) for cell in nbformat.from_dict(released).cells]
-        cells[1]["source"] = task
-        cells[3]["source"] += "\n\nSurely."
+    def __init__(self, root: Path, hand_ins: Path) -> None:
+        self.root, self.hand_ins = root, hand_ins
+        self.released = tiny_assignment(root)
+        hand_ins.mkdir()
+
+    def hand_in(self, student: str, task: str, *more: str, bare: bool = False) -> None:
+        cells = copy.deepcopy(self.released.cells)
+        cells[1].source = task
+        cells[3].source += "\n\nSurely."
         if bare:  # an editor that keeps no metadata, and a student who threw the tests away
-            cells = [{**cell, "metadata": {}} for cell in cells if "Tests" not in cell["source"]]
-        cells = [nbformat.from_dict(cell) for cell in cells]
+            del cells[2]
+            for cell in cells:
+                cell.metadata = nbformat.NotebookNode()
         cells[1:1] = [new_code_cell(source) for source in more]
-        nbformat.write(new_notebook(cells=cells), hand_ins / f"{student}.ipynb")
+        nbformat.write(new_notebook(cells=cells), self.hand_ins / f"{student}.ipynb")
 
-    hand_in("ada", right)
-    hand_in("bare", right, bare=True)
-    hand_in("guess", "# Task 1\ndef twice(x):\n    return 2")  # what the visible test asks for
-    hand_in("loop", right, "while True:\n    pass")
-    hand_in("dies", right, "import os\nos._exit(1)")
-    nbformat.write(released, hand_ins / "nothing.ipynb")
-    (hand_ins / "words.ipynb").write_text("my homework", encoding="utf-8")
-    hand_in("two words", right)
-
-    def grade() -> tuple[subprocess.CompletedProcess[str], dict[str, dict[str, str]]]:
-        command = [sys.executable, "grade.py", "tiny", str(hand_ins)]
-        run = subprocess.run(
-            command, cwd=course_folder, capture_output=True, text=True, check=False
-        )
-        with (course_folder / "grades-tiny.csv").open(encoding="utf-8", newline="") as file:
+    def grade(self) -> tuple[subprocess.CompletedProcess[str], dict[str, dict[str, str]]]:
+        command = [sys.executable, "grade.py", "tiny", str(self.hand_ins)]
+        run = subprocess.run(command, cwd=self.root, capture_output=True, text=True, check=False)
+        with (self.root / "grades-tiny.csv").open(encoding="utf-8", newline="") as file:
             return run, {row["student"]: row for row in csv.DictReader(file)}
 
-    run, rows = grade()
-    assert run.returncode == 1
-    assert rows.pop("of") == {
-        "student": "of", "tests": "3", "answer": "2", "sum": "5", "to read": ""
-    }  # fmt: skip
-    sums = {student: (row["tests"], row["sum"], row["to read"]) for student, row in rows.items()}
-    assert sums == {
-        "ada": ("3", "3", "answer"), "bare": ("3", "3", "answer"), "guess": ("0", "0", "answer"),
-        "loop": ("3", "3", "answer"), "nothing": ("0", "0", ""),
-    }  # fmt: skip
-    for said in (
-        "bare.ipynb: no code cell begins with '# Tests of task 1 (3 points)'",
-        "dies.ipynb is not graded: nbclient.exceptions.DeadKernelError: Kernel died",
-        "words.ipynb is not graded: this is no notebook (NotJSONError)",
-        "two words.ipynb is not graded: a student's name may have",
-    ):
-        assert said in run.stderr
-    assert "5 graded, 3 not" in run.stdout
 
-    for student in ("dies", "words", "two words", "bare", "loop", "nothing"):
-        (hand_ins / f"{student}.ipynb").unlink()
-    hand_in("guess", right)  # handed in again
+RIGHT = "# Task 1\ndef twice(x):\n    return x + x"
+
+
+def test_grading_of_what_is_handed_in(course_folder: Path, tmp_path: Path) -> None:
+    of_students = Class(course_folder, tmp_path / "hand-ins")
+    hand_in, hand_ins = of_students.hand_in, of_students.hand_ins
+    hand_in("warned", "# Task 1\nimport warnings\ndef twice(x):\n"
+                      "    warnings.warn('is that so?')\n    return 2 * x")  # fmt: skip
+    hand_in("bare", RIGHT, bare=True)
+    hand_in("guess", "# Task 1\ndef twice(x):\n    return 2")  # what the visible test asks for
+    hand_in("loop", RIGHT, "while True:\n    pass")
+    hand_in("dies", RIGHT, "import os\nos._exit(1)")
+    nbformat.write(of_students.released, hand_ins / "nothing.ipynb")
+    over = copy.deepcopy(of_students.released)
+    over.cells[3].source = "I typed over the first line."
+    nbformat.write(over, hand_ins / "over.ipynb")
+    (hand_ins / "words.ipynb").write_text("my homework", encoding="utf-8")
+    hand_in("two words", RIGHT)
+
+    run, rows = of_students.grade()
+    assert run.returncode == 1
+    possible = rows.pop("points possible")
+    assert (possible["tests"], possible["answer"], possible["sum"]) == ("3", "2", "5")
+    found = {student: (row["tests"], row["sum"], row["to read"]) for student, row in rows.items()}
+    assert found == {
+        "warned": ("3", "3", "answer"), "bare": ("3", "3", "answer"),
+        "guess": ("0", "0", "answer"), "loop": ("3", "3", "answer"), "nothing": ("0", "0", ""),
+        "over": ("0", "0", "answer"), "dies": ("", "", ""), "words": ("", "", ""),
+        "two words": ("", "", ""),
+    }  # fmt: skip
+    for student, note in {
+        "bare": "no code cell begins with '# Tests of task 1 (3 points)'",
+        "dies": "not graded: nbclient.exceptions.DeadKernelError: Kernel died",
+        "words": "not graded: this is no notebook (NotJSONError)",
+        "two words": "not graded: a student's name may have",
+    }.items():
+        assert rows[student]["note"].startswith(note)
+        assert note in run.stderr
+    assert not rows["over"]["note"]
+    assert "6 graded, 5 points possible, 3 not graded" in run.stdout
+
+
+def test_grading_again(course_folder: Path, tmp_path: Path) -> None:
+    """Only what changed is graded again: the hand-in, whatever its date, or the tests."""
+    of_students = Class(course_folder, tmp_path / "hand-ins")
+    of_students.hand_in("ada", RIGHT)
+    of_students.hand_in("bea", "# Task 1\ndef twice(x):\n    return 2")
+    run, rows = of_students.grade()
+    assert run.returncode == 0 and (rows["ada"]["sum"], rows["bea"]["sum"]) == ("3", "0")
+
     with Gradebook(f"sqlite:///{course_folder / 'gradebook.db'}") as gradebook:  # read by hand
         read = gradebook.find_grade("answer", "tiny", "tiny", "ada")
         read.manual_score, read.needs_manual_grade = 1.5, False
         gradebook.db.commit()
-    kept = course_folder / "autograded" / "ada" / "tiny" / "tiny.ipynb"
-    before = kept.stat().st_mtime_ns
-    run, rows = grade()
-    assert run.returncode == 0, run.stderr
-    assert rows["guess"]["sum"] == "3"
+    graded = course_folder / "autograded" / "ada" / "tiny" / "tiny.ipynb"
+    before = graded.stat().st_mtime_ns
+    of_students.hand_in("bea", RIGHT)
+    os.utime(of_students.hand_ins / "bea.ipynb", (0, 0))  # as an archive keeps dates
+    run, rows = of_students.grade()
+    assert run.returncode == 0 and rows["bea"]["sum"] == "3"
     assert (rows["ada"]["answer"], rows["ada"]["sum"], rows["ada"]["to read"]) == ("1.5", "4.5", "")
-    assert kept.stat().st_mtime_ns == before, "what had not changed was graded again"
+    assert graded.stat().st_mtime_ns == before, "what had not changed was graded again"
+
+    source = course_folder / "source" / "tiny" / "tiny.ipynb"
+    text = source.read_text(encoding="utf-8")
+    source.write_text(text.replace("twice(2) == 4", "twice(2) == 5"), encoding="utf-8")
+    (of_students.hand_ins / "bea.ipynb").unlink()
+    run, rows = of_students.grade()
+    assert rows["ada"]["tests"] == "0", "graded by the tests of before"
+    assert rows["bea"]["sum"] == "3", "who handed in before has left the table"
+
+    of_students.hand_in("ada", RIGHT, "import os\nos._exit(1)")
+    run, rows = of_students.grade()
+    assert run.returncode == 1 and rows["ada"]["sum"] == ""
 
 
 def test_grading_an_empty_folder_says_so(course_folder: Path, tmp_path: Path) -> None:

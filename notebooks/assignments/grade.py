@@ -3,30 +3,33 @@
 FOLDER holds one notebook for each student, named after the student: ``ada.ipynb``. Each is put in
 nbgrader's place for submissions, ``submitted/STUDENT/ASSIGNMENT``, and graded by ``nbgrader
 autograde``; points go into nbgrader's gradebook and into ``grades-ASSIGNMENT.csv``. All of it lies
-in this folder, and git ignores it. A hand-in that has not changed is not graded again.
+in this folder, and git ignores it. What was graded already, by the tests as they are now, is not
+graded again.
 
 Grading runs the students' code with your rights: do it where it can do no harm.
 
 nbgrader knows the cells of an assignment by metadata that not every editor keeps. Here they are
-known by their first lines, and get their metadata back. What cannot be found is named, and
-graded without an answer.
+known by their first lines, or else by that metadata. What cannot be found is named.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import os
 import re
 import subprocess
 import sys
-from datetime import UTC, datetime
+import unicodedata
 from pathlib import Path
 
 import nbformat
-from nbgrader.api import Gradebook
+from nbgrader.api import Gradebook, MissingEntry
 
 HERE = Path(__file__).resolve().parent
+GENERATED = "generated"  # the students' version of this run; release/ is what was handed out
+CHECKSUM = "checksum.txt"
 
 
 def first_line(cell: nbformat.NotebookNode) -> tuple[str, str]:
@@ -34,13 +37,9 @@ def first_line(cell: nbformat.NotebookNode) -> tuple[str, str]:
     return cell.cell_type, cell.source.strip().partition("\n")[0].strip()
 
 
-def graded_cells(notebook: nbformat.NotebookNode) -> dict[tuple[str, str], nbformat.NotebookNode]:
-    """The cells of an assignment that nbgrader has to know, by their first lines."""
-    cells = [cell for cell in notebook.cells if "nbgrader" in cell.metadata]
-    found = {first_line(cell): cell for cell in cells}
-    if len(found) < len(cells):
-        raise ValueError("two graded cells have the same first line")
-    return found
+def grade_id(cell: nbformat.NotebookNode) -> tuple[str, str | None]:
+    """The name under which nbgrader knows a cell, None for other cells, with the cell's kind."""
+    return cell.cell_type, cell.metadata.get("nbgrader", {}).get("grade_id")
 
 
 def restore(submission: nbformat.NotebookNode, released: nbformat.NotebookNode) -> list[str]:
@@ -50,48 +49,58 @@ def restore(submission: nbformat.NotebookNode, released: nbformat.NotebookNode) 
     A cell with points that is missing comes back as it was released, before the next one there is.
     """
     complaints = []
-    last = {first_line(cell): cell for cell in submission.cells}
+    by_line = {first_line(cell): cell for cell in submission.cells}
+    by_id = {grade_id(cell): cell for cell in submission.cells}
     for cell in submission.cells:
         cell.metadata.pop("nbgrader", None)
     following = len(submission.cells)
-    for line, cell in reversed(graded_cells(released).items()):
-        if line in last:
-            last[line].metadata.update(cell.metadata)
-            following = next(k for k, c in enumerate(submission.cells) if c is last[line])
+    for cell in reversed([cell for cell in released.cells if "nbgrader" in cell.metadata]):
+        own = by_line.get(first_line(cell)) or by_id.get(grade_id(cell))
+        if own is not None and "nbgrader" not in own.metadata:
+            own.metadata.update(cell.metadata)
+            following = next(k for k, c in enumerate(submission.cells) if c is own)
         else:
-            complaints.append(f"no {line[0]} cell begins with {line[1]!r}")
+            kind, line = first_line(cell)
+            complaints.append(f"no {kind} cell begins with {line!r}")
             if cell.metadata.nbgrader.grade:
                 submission.cells.insert(following, cell)
     return complaints[::-1]
 
 
-def take_in(hand_in: Path, assignment: str) -> list[str]:
-    """Put one hand-in where nbgrader looks for it; return complaints.
+def take_in(hand_in: Path, student: str, assignment: str) -> tuple[bool, list[str]]:
+    """Put one hand-in where nbgrader looks for it.
 
-    Raises ValueError if the file is no notebook, or its name no name for a student.
+    Returns whether it has to be graded, and complaints. Raises ValueError if the file is no
+    notebook, or its name no name for a student.
     """
-    if not re.fullmatch(r"\w[\w.@-]*", hand_in.stem):
+    if not re.fullmatch(r"\w[\w.@-]*", student):
         raise ValueError("a student's name may have letters, digits, and . _ @ - in it")
-    try:
-        submission = nbformat.read(hand_in, as_version=4)
-    except Exception as error:  # not JSON, not text, not a notebook: nbformat has no one error
-        raise ValueError(f"this is no notebook ({type(error).__name__})") from error
     name = f"{assignment}.ipynb"
-    released = nbformat.read(HERE / "release" / assignment / name, as_version=4)
-    complaints = restore(submission, released)
-    folder = HERE / "submitted" / hand_in.stem / assignment
+    released = nbformat.read(HERE / GENERATED / assignment / name, as_version=4)
+    try:
+        submission = nbformat.v4.upgrade(nbformat.read(hand_in, as_version=4))
+        complaints = restore(submission, released)
+        _, submission = nbformat.validator.normalize(submission)  # ids that occur twice
+        text = nbformat.writes(submission)
+    except Exception as error:  # not JSON, not text, not a notebook: there is no one error
+        raise ValueError(f"this is no notebook ({type(error).__name__})") from error
+    tests = (HERE / "source" / assignment / name).read_bytes()
+    checksum = hashlib.sha256(text.encode() + tests).hexdigest()
+    graded = HERE / "autograded" / student / assignment / CHECKSUM  # nbgrader copies it there
+    if graded.is_file() and graded.read_text(encoding="ascii") == checksum:
+        return False, complaints
+    folder = HERE / "submitted" / student / assignment
     folder.mkdir(parents=True, exist_ok=True)
-    nbformat.write(submission, folder / name)
-    handed_in = datetime.fromtimestamp(hand_in.stat().st_mtime, UTC)
-    (folder / "timestamp.txt").write_text(f"{handed_in:%Y-%m-%d %H:%M:%S.%f} UTC\n")
-    return complaints
+    (folder / name).write_text(text, encoding="utf-8")
+    (folder / CHECKSUM).write_text(checksum, encoding="ascii")
+    return True, complaints
 
 
 def nbgrader(*arguments: str) -> str:
     """Run a command of nbgrader in this folder; return "", or the last line of what went wrong."""
     run = subprocess.run(
-        [sys.executable, "-m", "nbgrader", *arguments], cwd=HERE, text=True, check=False,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        [sys.executable, "-m", "nbgrader", *arguments], cwd=HERE, check=False,
+        encoding="utf-8", errors="replace", stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     with (HERE / "nbgrader.log").open("a", encoding="utf-8") as log:
         log.write(run.stdout)
@@ -101,28 +110,34 @@ def nbgrader(*arguments: str) -> str:
     return f"{(errors or ['nbgrader failed'])[-1].strip()} (more in {HERE / 'nbgrader.log'})"
 
 
-def points(assignment: str, student: str | None = None) -> dict[str, str]:
-    """A line of the table of grades: points by task, their sum, and what has to be read by hand.
+def points(assignment: str) -> dict[str, dict[str, str]]:
+    """Lines of the table of grades: points by task, their sum, and what has to be read by hand.
 
-    Of an assignment itself, without a student: the points that there are.
+    By student; the first, "points possible", holds the points that there are.
     """
     with Gradebook(f"sqlite:///{HERE / 'gradebook.db'}") as gradebook:
         notebook = gradebook.find_notebook(assignment, assignment)
         tasks = {cell.name: cell.max_score for cell in notebook.grade_cells}
-        if student is None:
-            row, total, to_read = tasks, notebook.max_score, ""
-        else:
-            handed_in = gradebook.find_submission_notebook(assignment, assignment, student)
+        found = {"points possible": (tasks, notebook.max_score, "")}
+        for submission in gradebook.assignment_submissions(assignment):
+            (handed_in,) = submission.notebooks
             grades = {grade.name: grade for grade in handed_in.grades}
-            row = {name: grades[name].score for name in tasks}
-            total = handed_in.score
             to_read = " ".join(name for name in tasks if grades[name].needs_manual_grade)
-    counted = {name: f"{score:g}" for name, score in {**row, "sum": total}.items()}
-    return {"student": student or "of", **counted, "to read": to_read}
+            scores = {name: grades[name].score for name in tasks}
+            found[submission.student.id] = (scores, handed_in.score, to_read)
+    return {
+        student: {
+            "student": student,
+            **{name: f"{score:g}" for name, score in {**scores, "sum": total}.items()},
+            "to read": to_read,
+            "note": "",
+        }
+        for student, (scores, total, to_read) in found.items()
+    }
 
 
 def main() -> int:
-    assignments = sorted(path.name for path in (HERE / "source").iterdir())
+    assignments = sorted(path.name for path in (HERE / "source").iterdir() if path.is_dir())
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("assignment", choices=assignments)
     parser.add_argument("folder", type=Path, help="one notebook for each student: ada.ipynb")
@@ -132,32 +147,45 @@ def main() -> int:
     assignment, hand_ins = arguments.assignment, sorted(arguments.folder.glob("*.ipynb"))
     if not hand_ins:
         parser.error(f"no notebook (*.ipynb) lies in {arguments.folder}")
-    if problem := nbgrader("generate_assignment", assignment, "--create", "--force"):
+    into = f"--CourseDirectory.release_directory={GENERATED}"
+    if problem := nbgrader("generate_assignment", assignment, "--create", "--force", into):
         print(problem, file=sys.stderr)
         return 1
-    failed, rows = 0, [points(assignment)]
+    notes, failed = {}, set()
     for hand_in in hand_ins:
-        student = hand_in.stem
+        student = unicodedata.normalize("NFC", hand_in.stem)
         try:
-            for complaint in take_in(hand_in, assignment):
-                print(f"{hand_in}: {complaint}", file=sys.stderr)
-            if problem := nbgrader("autograde", assignment, "--create", "--student", student):
+            changed, complaints = take_in(hand_in, student, assignment)
+            command = ("autograde", assignment, "--create", "--force", "--student", student)
+            if changed and (problem := nbgrader(*command)):
                 raise ValueError(problem)
-        except ValueError as error:
-            failed += 1
-            print(f"{hand_in} is not graded: {error}", file=sys.stderr)
+            own = points(assignment).get(student)
+            if own is None:
+                raise ValueError(f"not in gradebook.db: delete autograded/{student}, and try again")
+        except (ValueError, MissingEntry) as error:
+            failed.add(student)
+            notes[student] = f"not graded: {error}"
+            print(f"{hand_in} is {notes[student]}", file=sys.stderr)
             continue
-        rows.append(points(assignment, student))
-        to_read = rows[-1]["to read"]
-        note = f", to read by hand: {to_read}" if to_read else ""
-        print(f"{student}: {rows[-1]['sum']} of {rows[0]['sum']} points{note}", flush=True)
+        notes[student] = "; ".join(complaints)
+        for complaint in complaints:
+            print(f"{hand_in}: {complaint}", file=sys.stderr)
+        to_read = f", to read by hand: {own['to read']}" if own["to read"] else ""
+        print(f"{student}: {own['sum']} points{to_read}", flush=True)
+    rows = points(assignment)
+    columns = list(rows["points possible"])
+    for student, note in notes.items():  # of a failed hand-in no older points
+        rows[student] = {} if student in failed else rows[student]
+        rows[student] |= {"student": student, "note": note}
     table = HERE / f"grades-{assignment}.csv"
     with table.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        writer.writerows(rows)
-    print(f"{len(rows) - 1} graded, {failed} not: {os.path.relpath(table)}")
-    return int(failed > 0)
+        writer.writerows(rows.values())
+    possible = rows["points possible"]["sum"]
+    graded = len(hand_ins) - len(failed)
+    print(f"{graded} graded, {possible} points possible, {len(failed)} not graded: {table.name}")
+    return int(bool(failed))
 
 
 if __name__ == "__main__":
