@@ -95,56 +95,49 @@ def test_points_and_first_lines_are_as_the_text_says(name: str) -> None:
             assert max(map(len, cell.source.splitlines())) <= 88, cell.source
 
 
-# What students get wrong: (assignment, first line of the solution, right, wrong, tests that see it)
+# What students get wrong: (assignment, first line of the solution, right, wrong)
 MISTAKES = [
     ("measuring", "# Task 1", "stats.rankdata(scores)",
-     "scores.argsort().argsort() + 1", "# Tests of task 1"),
-    ("measuring", "# Task 1", "if not defective or not good:", "if not defective:",
-     "# Tests of task 1"),
-    ("measuring", "# Task 2", "good | (defects == name)", "defects != name", "# Tests of task 2"),
+     "scores.argsort().argsort() + 1"),
+    ("measuring", "# Task 1", "if not defective or not good:", "if not defective:"),
+    ("measuring", "# Task 2", "good | (defects == name)", "defects != name"),
     ("measuring", "# Task 3", "greater / len(ordered) <= rate",
-     "greater <= rate * len(ordered)", "# Tests of task 3"),
-    ("measuring", "# Task 3", "<= rate", "< rate", "# Tests of task 3"),
-    ("measuring", "# Task 4", ", np.ones((3, 3))", "", "# Tests of task 4"),
-    ("measuring", "# Task 4", "> threshold", ">= threshold", "# Tests of task 4"),
-    ("measuring", "# Task 4", ">= 0.5", "> 0.5", "# Tests of task 4"),
-    ("measuring", "# Task 4", "(sizes < high)", "(sizes <= high)", "# Tests of task 4"),
-    ("measuring", "# Task 5", "recall * (1 - precision)", "recall", "# Tests of task 5"),
+     "greater <= rate * len(ordered)"),
+    ("measuring", "# Task 3", "<= rate", "< rate"),
+    ("measuring", "# Task 4", ", np.ones((3, 3))", ""),
+    ("measuring", "# Task 4", "> threshold", ">= threshold"),
+    ("measuring", "# Task 4", ">= 0.5", "> 0.5"),
+    ("measuring", "# Task 4", "(sizes < high)", "(sizes <= high)"),
+    ("measuring", "# Task 5", "recall * (1 - precision)", "recall"),
     ("measuring", "# Task 6", "threshold_at(held_out[name], 0.01)",
-     "threshold_at(own, 0.01)", "# Tests of task 6"),
-    ("measuring", "# Task 6", "own.max((1, 2))", "own.mean((1, 2))", "# Tests of task 6"),
-    ("students", "# Task 1", "copy.deepcopy(network)", "network", "# Tests of task 1"),
-    ("students", "# Task 1", "torch.equal(a, b) for", "True for", "# Tests of task 1"),
+     "threshold_at(own, 0.01)"),
+    ("measuring", "# Task 6", "own.max((1, 2))", "own.mean((1, 2))"),
+    ("students", "# Task 1", "copy.deepcopy(network)", "network"),
+    ("students", "# Task 1", "torch.equal(a, b) for", "True for"),
     ("students", "# Task 2", "weight = F.adaptive_avg_pool2d",
-     "weight = F.adaptive_max_pool2d", "# Tests of task 2"),
-    ("students", "# Task 2", ".clamp_min(1e-12)", "", "# Tests of task 2"),
+     "weight = F.adaptive_max_pool2d"),
+    ("students", "# Task 2", ".clamp_min(1e-12)", ""),
     ("students", "# Task 2", "(weight * distance).sum() / weight.sum()",
-     "((weight * distance).sum((1, 2)) / weight.sum((1, 2))).mean()", "# Tests of task 2"),
-    ("students", "# Task 3", "gate.mean((2, 3))", "skip.mean((2, 3))", "# Tests of task 3"),
-    ("students", "# Task 3", "gate.mean((2, 3))", "gate.amax((2, 3))", "# Tests of task 3"),
-    ("students", "# Task 4", "    torch.set_rng_state(state[\"random\"])\n", "",
-     "# Tests of task 4"),
-    ("students", "# Task 4", "    adam.load_state_dict(state[\"adam\"])\n", "",
-     "# Tests of task 4"),
-    ("students", "# Task 4", "beside = Path(f\"{path}.new\")", "beside = path",
-     "# Tests of task 4"),
-    ("students", "# Task 5", "torch.randperm(len(images))", "torch.arange(len(images))",
-     "# Tests of task 5"),
-    ("students", "# Task 5", "lr=0.005", "lr=0.001", "# Tests of task 5"),
-    ("students", "# Task 5", "    student.eval()\n", "", "# Tests of task 5"),
-    ("students", "# Task 5", "betas=(0.5, 0.999)", "betas=(0.9, 0.999)", "# Tests of task 5"),
-    ("students", "# Task 5", "optim.Adam(", "optim.AdamW(", "# Tests of task 5"),
-    ("students", "# Task 5", "sum(losses) / len(losses)", "losses[-1]", "# Tests of task 5"),
+     "((weight * distance).sum((1, 2)) / weight.sum((1, 2))).mean()"),
+    ("students", "# Task 3", "gate.mean((2, 3))", "skip.mean((2, 3))"),
+    ("students", "# Task 3", "gate.mean((2, 3))", "gate.amax((2, 3))"),
+    ("students", "# Task 4", "    torch.set_rng_state(state[\"random\"])\n", ""),
+    ("students", "# Task 4", "    adam.load_state_dict(state[\"adam\"])\n", ""),
+    ("students", "# Task 4", "beside = Path(f\"{path}.new\")", "beside = path"),
+    ("students", "# Task 5", "torch.randperm(len(images))", "torch.arange(len(images))"),
+    ("students", "# Task 5", "lr=0.005", "lr=0.001"),
+    ("students", "# Task 5", "    student.eval()\n", ""),
+    ("students", "# Task 5", "betas=(0.5, 0.999)", "betas=(0.9, 0.999)"),
+    ("students", "# Task 5", "optim.Adam(", "optim.AdamW("),
+    ("students", "# Task 5", "sum(losses) / len(losses)", "losses[-1]"),
     ("detector", "# Task 1", "        self.fits = []\n",
-     "        self.fits = getattr(self, 'fits', [])\n", "# Tests of task 1 (3 points)"),
-    ("detector", "# Task 1", "away.clip(0) / x.shape[2]", "away.clip(0) / images.sum()",
-     "# Tests of task 1 (3 points)"),
-    ("detector", "# Task 2", "detector.fit(normal[fitted])", "detector.fit(normal)",
-     "# Tests of task 2"),
+     "        self.fits = getattr(self, 'fits', [])\n"),
+    ("detector", "# Task 1", "away.clip(0) / x.shape[2]", "away.clip(0) / images.sum()"),
+    ("detector", "# Task 2", "detector.fit(normal[fitted])", "detector.fit(normal)"),
     ("detector", "# Task 2", "scores = detector.maps(normal[held_out])",
-     "scores = detector.maps(normal[fitted])", "# Tests of task 2"),
-    ("detector", "# Task 2", "> threshold", ">= threshold", "# Tests of task 2"),
-    ("detector", "# Task 3", "[False, True]", "[True, False]", "# Tests of task 3"),
+     "scores = detector.maps(normal[fitted])"),
+    ("detector", "# Task 2", "> threshold", ">= threshold"),
+    ("detector", "# Task 3", "[False, True]", "[True, False]"),
 ]  # fmt: skip
 
 
@@ -156,24 +149,22 @@ def test_tests_catch_what_students_get_wrong(
     monkeypatch.setenv("DSKD_COURSE_DIR", str(tmp_path))
     code = [cell.source for cell in notebook("source", name).cells if cell.cell_type == "code"]
     space: dict[str, object] = {}
-    by_line = {source.partition("\n")[0]: source for source in code}
 
-    def tests_of(start: str) -> str:
-        (found,) = [source for line, source in by_line.items() if line.startswith(start)]
-        return found
+    def is_test(source: str, of: str = "") -> bool:
+        return source.startswith(f"# Tests of {of}")
 
     exec(re.sub(r"^ *%.*", "    pass", code[0], flags=re.MULTILINE), space)
     tried = 0
-    last = max(k for k, source in enumerate(code) if source.startswith("# Tests of"))
-    for source in code[1 : last + 1]:
+    last = max(k for k, source in enumerate(code) if is_test(source))
+    for place, source in enumerate(code[1 : last + 1], start=1):
         exec(source, space)
         line = source.partition("\n")[0]
-        for _, _, right, wrong, seen_by in [m for m in MISTAKES if m[:2] == (name, line)]:
+        for _, _, right, wrong in [m for m in MISTAKES if m[:2] == (name, line)]:
             assert right in source, right
-            # The tests come after the cells that use the solution.
-            between = code[code.index(source) + 1 : code.index(tests_of(seen_by))]
+            task = f"{line[2:].lower()} ("  # "task 1 (", not task 10
+            end = max(k for k, other in enumerate(code) if is_test(other, of=task))
             try:
-                for cell in [source.replace(right, wrong), *between, tests_of(seen_by)]:
+                for cell in [source.replace(right, wrong), *code[place + 1 : end + 1]]:
                     exec(cell, space)
             except (SyntaxError, NameError):  # then the mistake is not one that runs
                 raise
