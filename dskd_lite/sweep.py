@@ -199,8 +199,14 @@ def run_sweep(
         _silence_dask()
         cluster = None
         if not options.scheduler:
-            # A job that waited in a worker behind another would share the blame for its death.
-            with dask.config.set({"distributed.scheduler.worker-saturation": 1.0}):
+            settings = {
+                # A job that waited in a worker behind another would share the blame for its death.
+                "distributed.scheduler.worker-saturation": 1.0,
+                # Dask has workers give freed memory back at once. Training on a CPU frees and takes
+                # the same gigabytes in every step, and would spend almost half of it on that.
+                "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
+            }
+            with dask.config.set(settings):
                 cluster = LocalCluster(
                     n_workers=options.workers, threads_per_worker=1, dashboard_address=":0"
                 )

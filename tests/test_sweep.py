@@ -242,6 +242,22 @@ def test_jobs_beside_a_dying_one_run_once(
     assert (dies in done) == (dies == "s2")
 
 
+def test_workers_may_keep_freed_memory(
+    make_category: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dask's own setting would have them give it back, and take it again, in every step."""
+
+    def stub(job: Job, threads: int) -> dict[str, Any]:
+        return {"key": job.key, "set": sorted(os.environ)}
+
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
+    monkeypatch.setattr(sweep, "run_job", stub)
+    options = _options(make_category(), tmp_path / "sweep", seeds=(0,))
+    (row,) = run_sweep(_plan(options), options)
+    assert "OMP_NUM_THREADS" in row["set"]  # so dask's other settings are there
+    assert "MALLOC_TRIM_THRESHOLD_" not in row["set"]
+
+
 def test_summary_is_mean_and_standard_deviation_over_seeds() -> None:
     values = {"image_auroc": [0.8, 0.9, 0.7], "pixel_auroc": [0.5, 0.5, 0.5]}
     rows = [
