@@ -1,0 +1,1 @@
+"""Sections of book/results.md, each made from rows of book/results."""
