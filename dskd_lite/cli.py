@@ -293,6 +293,8 @@ def sweep(options: Sweep) -> None:
     """Train many runs and tabulate mean and spread over seeds."""
     from dskd_lite import sweep as sweeps
 
+    if not options.data:
+        raise InputError("name a category in MVTec layout to sweep over, or a folder of several")
     planned = list(sweeps.jobs(options, lambda arguments: _parse("train", Config, arguments)))
     with Terminal() as display:
         rows = sweeps.run_sweep(planned, options, display.say)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import platform
+import zlib
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -123,6 +125,7 @@ class StoredDetector(nn.Module):
         }
         with whole_folder(folder) as temporary:
             save_tensors(state, temporary / WEIGHTS_FILE)
+            description["checksum"] = zlib.crc32((temporary / WEIGHTS_FILE).read_bytes())
             write_json(temporary / DESCRIPTION_FILE, description)
 
     @classmethod
@@ -145,6 +148,12 @@ class StoredDetector(nn.Module):
             raise InputError(
                 f"{folder} is damaged or not whole: copy it again, or train again ({error})"
             ) from error
+        belongs = description.get("checksum")  # older models lack it
+        if belongs not in (None, zlib.crc32((folder / WEIGHTS_FILE).read_bytes())):
+            raise InputError(
+                f"{folder}: {WEIGHTS_FILE} is damaged, or not what {DESCRIPTION_FILE} belongs to: "
+                "copy the folder as a whole, or train again"
+            )
         prefix = "teacher.backbone."
         teachers = []
         try:
@@ -159,6 +168,8 @@ class StoredDetector(nn.Module):
             detector.restore(state)
             if description["thresholds"] is not None:
                 numbers = {k: float(v) for k, v in description["thresholds"].items()}
+                if any(map(math.isnan, numbers.values())):
+                    raise ValueError(f"thresholds {numbers}")
                 count = description.get("held_out")
                 held_out = None if count is None else int(count)
                 detector.thresholds = Thresholds(**numbers, held_out=held_out)

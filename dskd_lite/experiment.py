@@ -23,6 +23,8 @@ from dskd_lite.datasets.folder import (
     check_sizes,
     find_categories,
     first_of,
+    note_on_depth,
+    note_on_shape,
     read_masks,
     scan_category,
     size_of,
@@ -49,7 +51,14 @@ from dskd_lite.foreground import object_masks, read_regions
 from dskd_lite.hardware import hardware
 from dskd_lite.parallel import new_accelerator
 from dskd_lite.seeding import STUDENTS, generator
-from dskd_lite.storage import beside, check_place, locked, whole_file, write_json, write_table
+from dskd_lite.storage import (
+    cache_beside,
+    check_place,
+    locked,
+    whole_file,
+    write_json,
+    write_table,
+)
 from dskd_lite.synthetic_noise import SyntheticNoise
 from dskd_lite.teacher import Teacher
 from dskd_lite.training import (
@@ -236,6 +245,13 @@ def write_report(folder: Path, content: dict[str, Any], sections: list[str]) -> 
             temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
+def _say_what_is_odd(category: Category, display: Display) -> None:
+    if others := category.passed_over:
+        display.say(f"passed over, being no images that are read here: {first_of(others)}")
+    if note := note_on_depth(category.train or [sample.path for sample in category.test]):
+        display.say(note)
+
+
 def _run_category(
     config: Config,
     category: Category,
@@ -246,11 +262,10 @@ def _run_category(
     display: Display,
 ) -> tuple[dict[str, Any], str]:
     seconds: dict[str, float] = {}
-    cache = beside(folder) / ".cache"
+    cache = cache_beside(folder)
     device = accelerator.device
     display.say(f"{len(category.train)} normal images to train on, {len(category.test)} to test on")
-    if others := category.passed_over:
-        display.say(f"passed over, being no images that are read here: {first_of(others)}")
+    _say_what_is_odd(category, display)
     with timed(seconds, "decode"):
         normal, test = (
             decoded_images(paths, config.image_size, cache, display.counter(title, len(paths)))
@@ -499,13 +514,18 @@ def evaluate_run(
             f"{category.root} has no test images: put some in {category.root / 'test'}, or name "
             "another category with --data"
         )
+    _say_what_is_odd(category, display)
     target = prepare_detector(detector, device, precision)
     paths = tuple(sample.path for sample in category.test)
+    if trained_shape := photo_size(folder):
+        shapes = [note_on_shape(size_of(path), trained_shape) for path in paths]
+        if odd := [f"{path}, {note}" for path, note in zip(paths, shapes, strict=True) if note]:
+            display.say(first_of(odd))
     seconds: dict[str, float] = {}
     with timed(seconds, "evaluate"):
         # Where training left it, unless the report is to lie elsewhere.
         run, place = (Path(os.path.abspath(path)) for path in (folder, out))
-        cache = beside(run if place.parent == run else place) / ".cache"
+        cache = cache_beside(run if place.parent == run else place)
         progress = display.counter("read test", len(paths))
         test = decoded_images(paths, detector.image_size, cache, progress)
         progress = display.counter("evaluate", len(test))

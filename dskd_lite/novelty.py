@@ -12,7 +12,7 @@ import tyro
 
 from dskd_lite.config import Config, TeacherName
 from dskd_lite.errors import InputError
-from dskd_lite.storage import beside, check_place
+from dskd_lite.storage import cache_beside, check_place
 from dskd_lite.sweep import (
     RESULTS,
     Job,
@@ -98,7 +98,7 @@ def run_novelty(options: Novelty, display: Display) -> list[dict[str, Any]]:
     noise = experiment.new_noise(options)
     experiment.new_detector(options)  # so that a teacher that does not load stops here
     check_place(options.out)
-    name, data = read_classes(options.data, options.image_size, beside(options.out) / ".cache")
+    name, data = read_classes(options.data, options.image_size, cache_beside(options.out))
     jobs = list(_jobs(name, data, options))
     file = options.out / RESULTS
     rows = {row["key"]: row for row in read_results(file)}

@@ -16,7 +16,13 @@ import torch
 from PIL import Image
 
 from dskd_lite import plots
-from dskd_lite.datasets.folder import IMAGE_SUFFIXES, files_below, is_image_file, open_image
+from dskd_lite.datasets.folder import (
+    IMAGE_SUFFIXES,
+    files_below,
+    is_image_file,
+    note_on_shape,
+    open_image,
+)
 from dskd_lite.detector import StoredDetector, verdict_on
 from dskd_lite.errors import InputError
 from dskd_lite.report import page
@@ -26,7 +32,6 @@ from dskd_lite.training import to_tensor
 SCORES_FILE, PAGE = "scores.csv", "report.html"
 OVERLAY = "overlay"
 LONGEST_NAME = 255  # bytes, on nearly all file systems
-OTHER_SHAPE = 1.02  # ratio of two photos' aspect ratios that is more than a crop's rounding
 
 
 @dataclass(frozen=True)
@@ -51,17 +56,18 @@ def find_photos(source: Path, out: Path) -> tuple[Path, list[Path], list[Path]]:
     Photos are one file, or all images below a folder. What lies in ``out``, the folder for results,
     is neither. Raises InputError if there is no photo, or ``out`` is the folder of the photos.
     """
-    if not source.exists():
+    if not os.path.exists(source):
         raise InputError(f"{source} does not exist: give an image or a folder of images")
-    folder = source.parent if source.is_file() else source
-    results, place = out.resolve(), folder.resolve()
+    single = os.path.isfile(source)
+    folder = source.parent if single else source
+    results, place = (Path(os.path.realpath(path)) for path in (out, folder))
     if results == place:  # files of its owner may have the results' names
         raise InputError(f"{out} holds the photos: give another --out for overlays and masks")
-    if source.is_file():
+    if single:
         return folder, [source], []
     files = files_below(source)
     if results.is_relative_to(place):
-        files = [p for p in files if not p.resolve().is_relative_to(results)]
+        files = [p for p in files if not Path(os.path.realpath(p)).is_relative_to(results)]
     photos = [path for path in files if is_image_file(path)]
     if not photos:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
@@ -232,18 +238,8 @@ def _judge(
             mask = np.asarray(full) > thresholds.pixel
             area = float(mask.mean())
             _write(mask.astype(np.uint8) * 255, out, names[path], "mask")
-        note = _note_on_shape(photo.size, trained_on)
+        note = note_on_shape(photo.size, trained_on)
         yield Verdict(path, score, verdict_on(score, thresholds), area, note, overlay_file)
-
-
-def _note_on_shape(size: tuple[int, int], trained_on: tuple[int, int] | None) -> str:
-    if trained_on is None:
-        return ""
-    ratio = size[0] * trained_on[1] / (size[1] * trained_on[0])
-    if 1 / OTHER_SHAPE <= ratio <= OTHER_SHAPE:
-        return ""
-    (a, b), (c, d) = size, trained_on
-    return f"{a}x{b} pixels is another shape than the training images' {c}x{d}: crop it alike"
 
 
 def _write(pixels: np.ndarray, out: Path, name: Path, kind: str) -> Path:

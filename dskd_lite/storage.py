@@ -111,6 +111,11 @@ def beside(path: Path) -> Path:
     return path if closed else parent
 
 
+def cache_beside(path: Path) -> Path:
+    """The folder for decoded images beside a run: our own, as ``.cache`` may be a home folder's."""
+    return beside(path) / ".cache" / "dskd_lite"
+
+
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
     """Keep other processes that lock ``path`` waiting.

@@ -208,7 +208,9 @@ def run_sweep(
             }
             with dask.config.set(settings):
                 cluster = LocalCluster(
-                    n_workers=options.workers, threads_per_worker=1, dashboard_address=":0"
+                    n_workers=options.workers,
+                    threads_per_worker=1,
+                    dashboard_address="127.0.0.1:0",  # not to the whole network
                 )
         try:
             entered = Client(options.scheduler or cluster)

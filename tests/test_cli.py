@@ -229,12 +229,47 @@ def test_several_processes_train_one_run(trained: tuple[Path, Path], tmp_path: P
     assert (tmp_path / "r" / "model" / "model.safetensors").is_file()
 
 
+def test_evaluate_says_what_is_odd_about_the_images(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Otherwise figures of other photos, or of a part of them, would look like figures of these."""
+    root, run = trained
+    other = tmp_path / "nuts"
+    shutil.copytree(root, other)
+    shutil.rmtree(other / "ground_truth")
+    (other / "test" / "hole" / "more").mkdir()
+    (other / "test" / "hole" / "0.png").rename(other / "test" / "hole" / "more" / "0.png")
+    for path in (other / "test" / "good").iterdir():
+        Image.open(path).crop((0, 0, 48, 20)).save(path)
+    command = ["evaluate", str(run), "--data", str(other), "--out", str(tmp_path / "out")]
+    assert main([*command, "--device", "cpu"]) == 0
+    said = "".join(capsys.readouterr())
+    assert re.search(r"passed over, .*more/0.png", said)
+    assert re.search(r"0.png, 48x20 pixels is another shape than .* 48x48.* and 2 more", said)
+
+
+def test_predict_survives_a_link_to_itself(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    root, run = trained
+    photos = tmp_path / "photos"
+    shutil.copytree(root / "test" / "good", photos)
+    (photos / "self").symlink_to("self")
+    command = ["predict", str(run), str(photos), "--out", str(photos / "out")]
+    assert main([*command, "--device", "cpu"]) == 0
+    assert len(list(photos.glob("out/*_overlay.png"))) == 3
+
+
+def test_a_sweep_over_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep"]) == 2
+    assert "name a category" in capsys.readouterr().err
+
+
 def test_evaluate_gives_the_figures_of_training(
     trained: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, run = trained
     assert main(["evaluate", str(run), "--device", "cpu"]) == 0
     assert not (run / ".cache").exists()  # training's serves
+    assert (run.parent / ".cache" / "dskd_lite").is_dir()  # of its own: .cache may be everybody's
     again = json.loads((run / "evaluation" / "report.json").read_text())
     first = json.loads((run / "report.json").read_text())
     for method, scores in first["scores"].items():

@@ -19,6 +19,7 @@ from dskd_lite.datasets.folder import (
     check_sizes,
     find_categories,
     images_below,
+    note_on_depth,
     open_image,
     read_image,
     read_mask,
@@ -275,6 +276,58 @@ def test_a_mask_in_any_colour_is_a_mask(tmp_path: Path) -> None:
     assert np.array_equal(read_mask(tmp_path / "mask.png", 32), pixels[..., 2] > 0)
 
 
+def test_what_is_transparent_in_a_mask_is_no_defect(tmp_path: Path) -> None:
+    """Drawing programs keep a colour where nothing is painted, often white."""
+    pixels = np.full((32, 32, 4), 255, np.uint8)
+    pixels[..., 3] = 0
+    pixels[4:20, 8:12, 3] = 255
+    Image.fromarray(pixels).save(tmp_path / "mask.png")
+    assert np.array_equal(read_mask(tmp_path / "mask.png", 32), pixels[..., 3] > 0)
+
+
+@pytest.mark.parametrize("name", ["pages.tif", "pages.webp", "pages.png"])
+def test_an_image_of_several_pages_is_refused(name: str, tmp_path: Path) -> None:
+    """Only the first would be judged."""
+    first, second = (Image.new("RGB", (8, 8), colour) for colour in ("black", "white"))
+    first.save(tmp_path / name, save_all=True, append_images=[second])
+    with pytest.raises(InputError, match=rf"{name} has 2 pages"):
+        open_image(tmp_path / name)
+
+
+def test_a_phones_photo_with_a_preview_behind_it_is_read(tmp_path: Path) -> None:
+    photo, preview = Image.new("RGB", (8, 8), "white"), Image.new("RGB", (4, 4))
+    photo.save(tmp_path / "photo.jpg", format="MPO", save_all=True, append_images=[preview])
+    assert open_image(tmp_path / "photo.jpg").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_an_image_of_32_bit_integers_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 200, np.int32)).save(tmp_path / "deep.tif")
+    with pytest.raises(InputError, match=r"deep\.tif holds 32-bit numbers"):
+        open_image(tmp_path / "deep.tif")
+
+
+@pytest.mark.parametrize(("highest", "odd"), [(4080, True), (65535, False), (0, False)])
+def test_12_bits_in_16_are_noticed(highest: int, odd: bool, tmp_path: Path) -> None:
+    for name in ("a.tif", "b.png"):
+        Image.fromarray(np.array([[0, highest]], np.uint16)).save(tmp_path / name)
+    note = note_on_depth([tmp_path / "a.tif", tmp_path / "b.png"])
+    assert (f"no value above {highest}" in note) == odd
+    assert bool(note) == odd
+    Image.new("L", (2, 2)).save(tmp_path / "c.png")
+    assert note_on_depth([tmp_path / "c.png"]) == ""
+
+
+def test_a_hidden_folder_is_no_category(make_category: Make, tmp_path: Path) -> None:
+    make_category("all/metal")
+    make_category("all/.old")
+    assert [path.name for path in find_categories(tmp_path / "all")] == ["metal"]
+
+
+def test_a_name_that_no_file_system_takes_is_no_folder() -> None:
+    with pytest.raises(InputError, match="is not a folder"):
+        find_categories(Path("a" * 300))
+
+
 def test_a_photo_is_read_upright(tmp_path: Path) -> None:
     """A camera held upright writes its rows sideways and says so: 6 is a quarter to the right."""
     pixels = np.zeros((30, 40, 3), np.uint8)
@@ -292,7 +345,9 @@ def test_floating_point_images_and_images_of_absurd_size_are_named(tmp_path: Pat
     with pytest.raises(InputError, match=r"float.tif holds floating-point numbers"):
         open_image(tmp_path / "float.tif")
     Image.new("1", (20000, 10000)).save(tmp_path / "huge.png")
-    with pytest.raises(InputError, match=r"huge.png cannot be read as an image"):
+    with pytest.raises(
+        InputError, match=r"huge.png has more than 178 million pixels: scale it down"
+    ):
         open_image(tmp_path / "huge.png")
 
 

@@ -136,6 +136,30 @@ def test_other_formats_and_damage_are_named(tmp_path: Path) -> None:
         DSKD.load(folder)
 
 
+def test_weights_of_another_model_are_noticed(tmp_path: Path) -> None:
+    """With thresholds that are not theirs they would pass or flag everything."""
+    for name in ("one", "other"):
+        detector = _detector()
+        with torch.no_grad():
+            detector.fusion.weight.fill_(len(name))
+        detector.save(tmp_path / name)
+    weights = tmp_path / "one" / "model.safetensors"
+    own = weights.read_bytes()
+    for foreign in ((tmp_path / "other" / "model.safetensors").read_bytes(), own[:-4] + bytes(4)):
+        weights.write_bytes(foreign)
+        with pytest.raises(InputError, match="is damaged, or not what model"):
+            DSKD.load(tmp_path / "one")
+    description = json.loads((tmp_path / "one" / "model.json").read_text())
+    del description["checksum"]  # as written before there was one
+    (tmp_path / "one" / "model.json").write_text(json.dumps(description))
+    DSKD.load(tmp_path / "one")
+    nothing = {"image": float("nan"), "pixel": 1.0, "false_positive_rate": 0.05}
+    description |= {"thresholds": nothing}
+    (tmp_path / "one" / "model.json").write_text(json.dumps(description))
+    with pytest.raises(InputError, match=r"do not belong together .thresholds"):
+        DSKD.load(tmp_path / "one")
+
+
 def test_full_disk_while_saving_keeps_the_old_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

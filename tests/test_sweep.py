@@ -258,6 +258,27 @@ def test_workers_may_keep_freed_memory(
     assert "MALLOC_TRIM_THRESHOLD_" not in row["set"]
 
 
+def test_a_sweep_listens_on_this_machine_only(
+    make_category: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dask's pages ask for no password."""
+    import psutil
+
+    def stub(job: Job, threads: int) -> dict[str, Any]:
+        own = [*psutil.Process().parents(), psutil.Process()]
+        sweeping = [process for process in own if process.pid >= int(os.environ["SWEEP_TEST_PID"])]
+        ports = [
+            c for process in sweeping for c in process.net_connections() if c.status == "LISTEN"
+        ]
+        return {"key": job.key, "listening": sorted({c.laddr.ip for c in ports})}
+
+    monkeypatch.setenv("SWEEP_TEST_PID", str(os.getpid()))
+    monkeypatch.setattr(sweep, "run_job", stub)
+    options = _options(make_category(), tmp_path / "sweep", seeds=(0,))
+    (row,) = run_sweep(_plan(options), options)
+    assert row["listening"] == ["127.0.0.1"]
+
+
 def test_summary_is_mean_and_standard_deviation_over_seeds() -> None:
     values = {"image_auroc": [0.8, 0.9, 0.7], "pixel_auroc": [0.5, 0.5, 0.5]}
     rows = [

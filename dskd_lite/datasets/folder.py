@@ -16,6 +16,7 @@ from dskd_lite.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 GOOD = "good"
+OTHER_SHAPE = 1.02  # ratio of two photos' aspect ratios that is more than a crop's rounding
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def checksum(files: Iterable[Path], root: Path) -> int:
 def is_image_file(path: Path) -> bool:
     """Whether a path is a file that is named as an image, and not hidden."""
     suited = path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    return suited and path.is_file()
+    return suited and os.path.isfile(path)
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -108,12 +109,12 @@ def files_below(folder: Path) -> list[Path]:
         for path in _entries(folder):
             if path.name.startswith("."):
                 continue
-            if not path.is_dir():
+            if not os.path.isdir(path):
                 yield path
             elif os.path.realpath(path) not in inside:
                 yield from walk(path, inside)
 
-    return sorted(walk(folder, frozenset())) if folder.is_dir() else []
+    return sorted(walk(folder, frozenset())) if os.path.isdir(folder) else []
 
 
 def first_of(paths: Sequence[Path | str]) -> str:
@@ -132,14 +133,15 @@ def find_categories(root: Path) -> list[Path]:
     Raises InputError if the folder is missing, empty, or holds no category.
     """
     root = Path(root)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise InputError(f"{root} is not a folder: give a category in MVTec layout")
     entries = _entries(root)
     if (root / "train").is_dir():
         return [root]
     if not entries:
         raise InputError(f"{root} is empty: put normal images in {root / 'train' / GOOD}")
-    categories = [p for p in entries if os.path.isdir(p / "train")]
+    shown = [path for path in entries if not path.name.startswith(".")]
+    categories = [path for path in shown if os.path.isdir(path / "train")]
     if not categories:
         raise InputError(
             f"{root} has no train/good folder: put normal images in {root / 'train' / GOOD}"
@@ -216,6 +218,11 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             yield image
     except InputError:  # a ValueError as well, and says already what is wrong
         raise
+    except Image.DecompressionBombError as error:
+        raise InputError(
+            f"{path} has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels: "
+            "scale it down, or cut it into parts"
+        ) from error
     except Exception as error:  # foreign bytes fail in Pillow in a dozen ways
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(
@@ -235,19 +242,45 @@ def _upright(image: Image.Image) -> Image.Image:
 def open_image(path: Path) -> Image.Image:
     """Read a whole image as RGB, upright as its EXIF tag says, 16-bit grey scaled to 8.
 
-    Raises InputError if it is damaged, or its values are floating-point numbers.
+    Raises InputError if it is damaged, its values are floating-point or 32-bit numbers, or it has
+    several pages.
     """
     with _opened(path) as image:
-        if image.mode == "F":
+        if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+            kind = "floating-point" if image.mode == "F" else "32-bit"
             raise InputError(
-                f"{path} holds floating-point numbers, whose range nobody knows: save it with 8 or "
-                "16 bits"
+                f"{path} holds {kind} numbers, whose range nobody knows: save it with 8 or 16 bits"
+            )
+        pages = getattr(image, "n_frames", 1)
+        if pages > 1 and image.format != "MPO":  # a phone's JPEG, with a preview behind the photo
+            raise InputError(
+                f"{path} has {pages} pages, of which only one would be looked at: save each as a "
+                "file of its own"
             )
         upright = _upright(image)
         if upright.mode.startswith("I"):
             values = np.asarray(upright, dtype=np.float64) / 257  # 65535 / 255
             return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
         return upright.convert("RGB")
+
+
+def note_on_depth(paths: Sequence[Path], looked_at: int = 8) -> str:
+    """What is odd about 16-bit images that use 12 bits or less; nothing where there is nothing.
+
+    Looks at the first few. Raises InputError if one is damaged.
+    """
+    highest = 0
+    for path in paths[:looked_at]:
+        with _opened(path) as image:
+            if not image.mode.startswith("I;16"):
+                return ""
+            highest = max(highest, int(np.asarray(image).max()))
+    if not 0 < highest < 4096:
+        return ""
+    return (
+        f"{paths[0].parent}: 16-bit images with no value above {highest}, so almost black; if the "
+        "camera has 12 bits, multiply its values by 16"
+    )
 
 
 def read_image(path: Path, size: int) -> np.ndarray:
@@ -261,14 +294,16 @@ def read_image(path: Path, size: int) -> np.ndarray:
 def read_mask(path: Path, size: int) -> np.ndarray:
     """Read a mask (anything above 0 is defect), resized bilinearly, > 0.5: (size, size) bool.
 
+    What is transparent is no defect.
+
     Raises InputError if it is damaged.
     """
     with _opened(path) as image:
         upright = _upright(image)
         # Labels may be 1 of 65535, so nothing is scaled before it is compared with 0.
         deep = upright.mode.startswith(("I", "F"))
-        values = np.asarray(upright if deep else upright.convert("RGB"))
-    defect = values > 0 if deep else values.any(axis=2)
+        values = np.asarray(upright if deep else upright.convert("RGBA"))
+    defect = values > 0 if deep else values[..., :3].any(axis=2) & (values[..., 3] > 0)
     mask = Image.fromarray(defect.astype(np.uint8) * 255)
     return np.asarray(mask.resize((size, size), Image.Resampling.BILINEAR)) > 127
 
@@ -312,6 +347,17 @@ def check_sizes(paths: Sequence[Path]) -> None:
                 f"images differ in size: {first} is {a}x{b} pixels, {path} is {c}x{d}; crop them "
                 "alike, or pass --mixed-sizes to resize each to the same square"
             )
+
+
+def note_on_shape(size: tuple[int, int], trained_on: tuple[int, int] | None) -> str:
+    """What is odd about an image's width and height beside those trained on, if anything is."""
+    if trained_on is None:
+        return ""
+    ratio = size[0] * trained_on[1] / (size[1] * trained_on[0])
+    if 1 / OTHER_SHAPE <= ratio <= OTHER_SHAPE:
+        return ""
+    (a, b), (c, d) = size, trained_on
+    return f"{a}x{b} pixels is another shape than the training images' {c}x{d}: crop it alike"
 
 
 def size_of(path: Path) -> tuple[int, int]:
