@@ -265,12 +265,13 @@ def test_a_sweep_listens_on_this_machine_only(
     import psutil
 
     def stub(job: Job, threads: int) -> dict[str, Any]:
-        own = [*psutil.Process().parents(), psutil.Process()]
-        sweeping = [process for process in own if process.pid >= int(os.environ["SWEEP_TEST_PID"])]
-        ports = [
-            c for process in sweeping for c in process.net_connections() if c.status == "LISTEN"
-        ]
-        return {"key": job.key, "listening": sorted({c.laddr.ip for c in ports})}
+        family = [psutil.Process(), *psutil.Process().parents()]
+        pids = [process.pid for process in family]
+        found = []
+        for process in family[: pids.index(int(os.environ["SWEEP_TEST_PID"])) + 1]:
+            found += process.net_connections()
+        places = {c.laddr.ip for c in found if c.status == psutil.CONN_LISTEN}
+        return {"key": job.key, "listening": sorted(places)}
 
     monkeypatch.setenv("SWEEP_TEST_PID", str(os.getpid()))
     monkeypatch.setattr(sweep, "run_job", stub)
