@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -245,11 +245,14 @@ def write_report(folder: Path, content: dict[str, Any], sections: list[str]) -> 
             temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
-def _say_what_is_odd(category: Category, display: Display) -> None:
+def _notes_on_files(category: Category, images: Sequence[Path]) -> list[str]:
+    """What a user should know of a category's files, and of those of its images that are read."""
+    notes = []
     if others := category.passed_over:
-        display.say(f"passed over, being no images that are read here: {first_of(others)}")
-    if note := note_on_depth(category.train or [sample.path for sample in category.test]):
-        display.say(note)
+        notes.append(f"passed over, being no images that are read here: {first_of(others)}")
+    if deep := note_on_depth(images):
+        notes.append(deep)
+    return notes
 
 
 def _run_category(
@@ -265,7 +268,8 @@ def _run_category(
     cache = cache_beside(folder)
     device = accelerator.device
     display.say(f"{len(category.train)} normal images to train on, {len(category.test)} to test on")
-    _say_what_is_odd(category, display)
+    for note in _notes_on_files(category, category.train):  # before hours of training
+        display.say(note)
     with timed(seconds, "decode"):
         normal, test = (
             decoded_images(paths, config.image_size, cache, display.counter(title, len(paths)))
@@ -514,13 +518,14 @@ def evaluate_run(
             f"{category.root} has no test images: put some in {category.root / 'test'}, or name "
             "another category with --data"
         )
-    _say_what_is_odd(category, display)
     target = prepare_detector(detector, device, precision)
     paths = tuple(sample.path for sample in category.test)
-    if trained_shape := photo_size(folder):
-        shapes = [note_on_shape(size_of(path), trained_shape) for path in paths]
-        if odd := [f"{path}, {note}" for path, note in zip(paths, shapes, strict=True) if note]:
-            display.say(first_of(odd))
+    notes = _notes_on_files(category, paths)
+    trained_size = photo_size(folder)
+    shapes = [note_on_shape(size_of(path), trained_size) for path in paths]
+    if odd := [f"{path}, {note}" for path, note in zip(paths, shapes, strict=True) if note]:
+        others = f" (and {len(odd) - 1} more images)" if odd[1:] else ""
+        notes.append(odd[0] + others)
     seconds: dict[str, float] = {}
     with timed(seconds, "evaluate"):
         # Where training left it, unless the report is to lie elsewhere.
@@ -530,7 +535,7 @@ def evaluate_run(
         test = decoded_images(paths, detector.image_size, cache, progress)
         progress = display.counter("evaluate", len(test))
         evaluation = evaluate(detector, category, test, batch_size, target, progress)
-    evaluation.notes.extend(threshold_notes(detector.thresholds))
+    evaluation.notes.extend([*notes, *threshold_notes(detector.thresholds)])
     content = {
         "data": str(category.root),
         "config": trained_on["config"],

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import os
@@ -243,9 +244,10 @@ def test_evaluate_says_what_is_odd_about_the_images(
         Image.open(path).crop((0, 0, 48, 20)).save(path)
     command = ["evaluate", str(run), "--data", str(other), "--out", str(tmp_path / "out")]
     assert main([*command, "--device", "cpu"]) == 0
-    said = "".join(capsys.readouterr())
-    assert re.search(r"passed over, .*more/0.png", said)
-    assert re.search(r"0.png, 48x20 pixels is another shape than .* 48x48.* and 2 more", said)
+    told = capsys.readouterr().out, html.unescape((tmp_path / "out" / "report.html").read_text())
+    for text in told:
+        assert re.search(r"passed over, .*more/0.png", text)
+        assert re.search(r"0.png, 48x20 pixels is another shape .*\(and 2 more images\)", text)
 
 
 def test_predict_survives_a_link_to_itself(trained: tuple[Path, Path], tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ ResNet-18.
 
 Others' figures, for orientation only: RD4AD with wide ResNet-50 at 256 px and 200 epochs, image AUROC / pixel
 AUROC / PRO in its own per-image form, published mean of 15 categories: 98.5 / 97.8 / 93.9 {{cite:p}}`deng2022reverse`.
-On CIFAR-10 DSKD's paper and RD4AD's author both report a mean image AUROC of 86.5 {{cite:p}}`hao2024dual`.
+On CIFAR-10 DSKD's paper {{cite:p}}`hao2024dual` and RD4AD's both report a mean image AUROC of 86.5.
 """
 
 FORM_STUDY = """Students were trained once more, in fp32, with seeds 0, 1 and 3 on screw (that of 3 is among the ablations) and 0 to 2 on magnetic tile. Then
