@@ -218,7 +218,7 @@ def predict(options: Predict) -> None:
         score = "" if v.score is None else f"{v.score:.4g}"
         print(f"{v.verdict:<10} {score:>8}  {v.path}{': ' if v.note else ''}{v.note}")
     if others:
-        print(f"passed over, being no images that are read here: {first_of(others)}")
+        print(f"passed over, being no photos that are read here: {first_of(others)}")
     if old := sorted(earlier - {v.path.relative_to(root).as_posix() for v in verdicts}):
         print(f"results of photos that were not judged now: {first_of(old)}")
     if detector.thresholds is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,9 +22,8 @@ from dskd_lite.datasets.folder import (
     Category,
     check_sizes,
     find_categories,
-    first_of,
-    note_on_depth,
     note_on_shape,
+    notes_on_files,
     read_masks,
     scan_category,
     size_of,
@@ -245,16 +244,6 @@ def write_report(folder: Path, content: dict[str, Any], sections: list[str]) -> 
             temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
-def _notes_on_files(category: Category, images: Sequence[Path]) -> list[str]:
-    """What a user should know of a category's files, and of those of its images that are read."""
-    notes = []
-    if others := category.passed_over:
-        notes.append(f"passed over, being no images that are read here: {first_of(others)}")
-    if deep := note_on_depth(images):
-        notes.append(deep)
-    return notes
-
-
 def _run_category(
     config: Config,
     category: Category,
@@ -268,7 +257,7 @@ def _run_category(
     cache = cache_beside(folder)
     device = accelerator.device
     display.say(f"{len(category.train)} normal images to train on, {len(category.test)} to test on")
-    for note in _notes_on_files(category, category.train):  # before hours of training
+    for note in notes_on_files(category, category.train):  # before hours of training
         display.say(note)
     with timed(seconds, "decode"):
         normal, test = (
@@ -520,7 +509,7 @@ def evaluate_run(
         )
     target = prepare_detector(detector, device, precision)
     paths = tuple(sample.path for sample in category.test)
-    notes = _notes_on_files(category, paths)
+    notes = notes_on_files(category, paths)
     trained_size = photo_size(folder)
     shapes = [note_on_shape(size_of(path), trained_size) for path in paths]
     if odd := [f"{path}, {note}" for path, note in zip(paths, shapes, strict=True) if note]:

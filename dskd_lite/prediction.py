@@ -53,8 +53,9 @@ class Verdict:
 def find_photos(source: Path, out: Path) -> tuple[Path, list[Path], list[Path]]:
     """The folder that names are relative to, the photos, and the files that are none.
 
-    Photos are one file, or all images below a folder. What lies in ``out``, the folder for results,
-    is neither. Raises InputError if there is no photo, or ``out`` is the folder of the photos.
+    Photos are one file, or all images below a folder but those in the results of an earlier
+    prediction. What lies in ``out``, the folder for results, is neither. Raises InputError if there
+    is no photo, or ``out`` is the folder of the photos.
     """
     if not os.path.exists(source):
         raise InputError(f"{source} does not exist: give an image or a folder of images")
@@ -68,11 +69,13 @@ def find_photos(source: Path, out: Path) -> tuple[Path, list[Path], list[Path]]:
     files = files_below(source)
     if results.is_relative_to(place):
         files = [p for p in files if not Path(os.path.realpath(p)).is_relative_to(results)]
-    photos = [path for path in files if is_image_file(path)]
+    tables = {path.parent for path in files if path.name == SCORES_FILE} - {source}
+    earlier = {place for place in tables if (place / PAGE) in files and judged_before(place)}
+    photos = [path for path in files if is_image_file(path) and not earlier & {*path.parents}]
     if not photos:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
         raise InputError(f"{source} holds no image: put photos there ({kinds})")
-    return source, photos, [path for path in files if not is_image_file(path)]
+    return source, photos, sorted({*files} - {*photos})
 
 
 def predict(

@@ -179,7 +179,7 @@ def run_sweep(
     except ImportError as error:
         raise InputError('sweep needs dask: pip install "dskd_lite[sweep]"') from error
 
-    from dskd_lite.datasets.folder import scan_category
+    from dskd_lite.datasets.folder import notes_on_files, scan_category
 
     file = options.out / RESULTS
     rows = {row["key"]: row for row in read_results(file)}
@@ -194,6 +194,10 @@ def run_sweep(
             check_same_run(job, rows[job.key], checksums[root], inputs, file)
     waiting = [job for job in planned if job.key not in rows]
     say(f"{len(planned)} runs, {len(planned) - len(waiting)} done before")
+    for root in dict.fromkeys(job.config.data for job in waiting):
+        category = scan_category(root)
+        for note in notes_on_files(category, category.train):
+            say(f"{root.name}: {note}")
     failed: list[str] = []
     if waiting:
         _silence_dask()

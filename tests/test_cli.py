@@ -426,7 +426,7 @@ def test_photos_of_one_name_both_get_results_and_results_are_no_photos(tmp_path:
     with pytest.raises(InputError, match="--batch-size 0 must be at least 1"):
         predict(detector, photos, out, batch_size=0)
     above = predict(detector, photos, tmp_path)  # the photos lie within it, and stay photos
-    assert {photos / "a.jpg", photos / "a.png", photos / "b.png"} < {v.path for v in above}
+    assert {photos / "a.jpg", photos / "a.png", photos / "b.png"} == {v.path for v in above}
 
 
 def test_a_name_too_long_for_results_costs_only_its_photo(tmp_path: Path) -> None:
@@ -454,11 +454,29 @@ def test_files_that_are_no_photos_are_mentioned(
     for _ in range(2):  # results of the first are not mentioned by the second
         assert main(command) == 0
         printed = capsys.readouterr().out
-        assert f"passed over, being no images that are read here: {photos / 'b.gif'}\n" in printed
+        assert f"passed over, being no photos that are read here: {photos / 'b.gif'}\n" in printed
         assert "c.webp" in printed
     (photos / "d.png").symlink_to(photos / "gone.png")
     assert main(command) == 0
     assert "b.gif and 1 more\n" in capsys.readouterr().out
+
+
+def test_earlier_results_among_the_photos_are_no_photos(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_detector("pixel-statistics", None, 32, smoothing_sigma=1.0).save(tmp_path / "model")
+    photos = tmp_path / "photos"
+    (photos / "labelled").mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(photos / "a.png")
+    Image.new("RGB", (32, 32)).save(photos / "labelled" / "b.png")
+    (photos / "labelled" / "scores.csv").write_text("image,score\nb.png,0.5\n")  # of its owner
+    for results in ("monday", "tuesday"):
+        out = photos / results
+        assert main(["predict", str(tmp_path / "model"), str(photos), "--out", str(out)]) == 0
+        with (out / "scores.csv").open() as file:
+            assert [row["image"] for row in csv.DictReader(file)] == ["a.png", "labelled/b.png"]
+    first = photos / "labelled" / "scores.csv"
+    assert f"{first} and 4 more\n" in capsys.readouterr().out  # overlays, table, page of monday
 
 
 def test_results_of_photos_that_are_gone_are_mentioned(

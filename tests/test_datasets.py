@@ -62,12 +62,11 @@ def test_formats(suffix: str, tmp_path: Path) -> None:
     assert np.abs(image.astype(int) - (200, 100, 50)).max() <= 3  # JPEG rounds
 
 
-def test_grey_palette_alpha_and_16_bit_become_rgb(tmp_path: Path) -> None:
+def test_grey_palette_and_16_bit_become_rgb(tmp_path: Path) -> None:
     Image.new("L", (4, 4), 77).save(tmp_path / "grey.png")
     Image.new("P", (4, 4), 0).save(tmp_path / "palette.png")
-    Image.new("RGBA", (4, 4), (1, 2, 3, 128)).save(tmp_path / "alpha.png")
     Image.fromarray(np.full((4, 4), 65535 // 5, np.uint16)).save(tmp_path / "deep.png")
-    for name, value in (("grey", (77,) * 3), ("alpha", (1, 2, 3)), ("deep", (51,) * 3)):
+    for name, value in (("grey", (77,) * 3), ("deep", (51,) * 3)):
         assert open_image(tmp_path / f"{name}.png").getpixel((0, 0)) == value
     assert open_image(tmp_path / "palette.png").mode == "RGB"
 
@@ -283,6 +282,37 @@ def test_what_is_transparent_in_a_mask_is_no_defect(tmp_path: Path) -> None:
     pixels[4:20, 8:12, 3] = 255
     Image.fromarray(pixels).save(tmp_path / "mask.png")
     assert np.array_equal(read_mask(tmp_path / "mask.png", 32), pixels[..., 3] > 0)
+
+
+@pytest.mark.parametrize("palette", [False, True])
+def test_what_is_transparent_in_a_photo_is_white(palette: bool, tmp_path: Path) -> None:
+    """Cut-out photos keep what was cut out, unseen, or black."""
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[:, :4] = (200, 40, 40, 255)
+    photo = Image.fromarray(pixels)
+    if palette:
+        photo = photo.quantize(2)
+        assert photo.mode == "P"
+    photo.save(tmp_path / "photo.png")
+    read = np.asarray(open_image(tmp_path / "photo.png"))
+    assert (read[:, :4] == (200, 40, 40)).all() and (read[:, 4:] == 255).all()
+
+
+def test_half_transparent_pixels_are_mixed_with_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (2, 2), (100, 0, 255, 51)).save(tmp_path / "photo.png")  # a fifth
+    read = open_image(tmp_path / "photo.png").getpixel((0, 0))
+    assert read == (100 // 5 + 255 * 4 // 5, 255 * 4 // 5, 255)
+
+
+def test_16_bit_grey_from_white_to_black_is_refused(tmp_path: Path) -> None:
+    """Pillow reads the values as they are, so that the image would be judged as its negative."""
+    deep = Image.fromarray(np.full((4, 4), 40_000, np.uint16))
+    deep.save(tmp_path / "white.tif", tiffinfo={262: 0})
+    deep.save(tmp_path / "black.tif")
+    assert open_image(tmp_path / "black.tif").getpixel((0, 0)) == (156, 156, 156)  # 40000 / 257
+    for read in (open_image, lambda path: read_mask(path, 4)):
+        with pytest.raises(InputError, match=r"white\.tif counts its 16-bit values from white"):
+            read(tmp_path / "white.tif")
 
 
 @pytest.mark.parametrize("name", ["pages.tif", "pages.webp", "pages.png"])

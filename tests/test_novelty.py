@@ -43,7 +43,11 @@ def test_each_class_in_turn_is_normal_and_one_that_is_done_is_not_run_again(
 ) -> None:  # fmt: skip
     out = tmp_path / "out"
     command = ["novelty", str(classes), *FAST, "--out", str(out)]
+    (classes / "loose.png").touch()  # beside train and test
+    (classes / "train" / "loose.png").touch()
     assert main([*command, "--classes", "green"]) == 0
+    printed = capsys.readouterr().err
+    assert f"no images that are read here: {classes / 'train' / 'loose.png'}\n" in printed
     trained: list[str] = []
     train = experiment.train_detector
     monkeypatch.setattr(

@@ -34,6 +34,15 @@ def test_folders_give_each_image_the_label_of_its_folder(tmp_path: Path) -> None
             assert tuple(image[5, 5]) == COLOURS[data.classes[label]]
 
 
+def test_files_beside_the_images_are_listed(tmp_path: Path) -> None:
+    root = _folders(tmp_path)
+    assert class_folders(root).passed_over == ()
+    others = (root / "test" / "red" / "list.txt", root / "train" / "loose.png")
+    for path in others:
+        path.touch()
+    assert class_folders(root).passed_over == tuple(sorted(others))
+
+
 def test_task_trains_on_the_normal_class_and_tests_on_all(tmp_path: Path) -> None:
     task = class_folders(_folders(tmp_path)).task("green")
     assert len(task.train) == 2 and (task.train == COLOURS["green"]).all()

@@ -74,10 +74,14 @@ def test_a_sweep_gives_what_single_runs_give_and_goes_on_where_it_stopped(
     make_category: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, out = make_category(), tmp_path / "sweep"
+    (root / "train" / "good" / "notes.txt").touch()
+    passed_over = f"{root.name}: passed over, being no images that are read here: "
+    passed_over += str(root / "train" / "good" / "notes.txt")
     options = _options(root, out)
     planned = _plan(options)
     said: list[str] = []
     rows = run_sweep(planned, options, said.append)
+    assert said[1] == passed_over and len(said) == 2 + 2  # once, and a line for each run
     assert [row["key"] for row in rows] == [job.key for job in planned]
     alone = experiment.run(planned[1].config.__class__(**vars(planned[1].config) | {
         "out": tmp_path / "alone"}))  # fmt: skip
@@ -89,7 +93,7 @@ def test_a_sweep_gives_what_single_runs_give_and_goes_on_where_it_stopped(
     file.write_text(other + first)
     said.clear()
     again = run_sweep(planned, options, said.append)
-    assert said == ["2 runs, 1 done before", f"done: {planned[1].key} (2 of 2)"]
+    assert said == ["2 runs, 1 done before", passed_over, f"done: {planned[1].key} (2 of 2)"]
     assert other in file.read_text()
     assert [r["scores"] for r in again] == [r["scores"] for r in rows]
     monkeypatch.setattr("distributed.Client", lambda *a, **k: pytest.fail("nothing was left to do"))

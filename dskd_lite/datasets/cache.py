@@ -18,7 +18,7 @@ from dskd_lite.errors import InputError
 from dskd_lite.storage import whole_file
 
 LEFT_OVER_AFTER = 24 * 3600  # seconds without a change
-RESIZE = "PIL bilinear to a square, upright"
+RESIZE = "PIL bilinear to a square, upright, on white"
 
 
 def decoded_images(

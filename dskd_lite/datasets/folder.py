@@ -215,6 +215,11 @@ def _masks_of(folder: Path, images: Path) -> dict[str, Path]:
 def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
+            if image.mode.startswith("I;16") and _counts_from_white(image):
+                raise InputError(
+                    f"{path} counts its 16-bit values from white to black (WhiteIsZero): save it "
+                    "as grey from black to white"
+                )
             yield image
     except InputError:  # a ValueError as well, and says already what is wrong
         raise
@@ -230,6 +235,12 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         ) from error
 
 
+def _counts_from_white(image: Image.Image) -> bool:
+    """Whether a TIFF's 0 is white; Pillow turns 8-bit values round, but not 16-bit ones."""
+    tag = ExifTags.Base.PhotometricInterpretation
+    return image.format == "TIFF" and image.getexif().get(tag) == 0
+
+
 def _upright(image: Image.Image) -> Image.Image:
     """Turned as its EXIF tag says; as it is where Pillow cannot make sense of the tag."""
     image.load()
@@ -242,8 +253,10 @@ def _upright(image: Image.Image) -> Image.Image:
 def open_image(path: Path) -> Image.Image:
     """Read a whole image as RGB, upright as its EXIF tag says, 16-bit grey scaled to 8.
 
-    Raises InputError if it is damaged, its values are floating-point or 32-bit numbers, or it has
-    several pages.
+    What is transparent shows white, as on a web page, and not the colours that are hidden there.
+
+    Raises InputError if it is damaged, its values are floating-point or 32-bit numbers, 16-bit ones
+    that count from white to black, or it has several pages.
     """
     with _opened(path) as image:
         if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
@@ -261,6 +274,9 @@ def open_image(path: Path) -> Image.Image:
         if upright.mode.startswith("I"):
             values = np.asarray(upright, dtype=np.float64) / 257  # 65535 / 255
             return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+        if upright.has_transparency_data:
+            white = Image.new("RGBA", upright.size, "white")
+            upright = Image.alpha_composite(white, upright.convert("RGBA"))
         return upright.convert("RGB")
 
 
@@ -281,6 +297,16 @@ def note_on_depth(paths: Sequence[Path], looked_at: int = 8) -> str:
         f"{paths[0].parent}: 16-bit images with no value above {highest}, so almost black; if the "
         "camera has 12 bits, multiply its values by 16"
     )
+
+
+def notes_on_files(category: Category, images: Sequence[Path]) -> list[str]:
+    """What a user should know of a category's files, and of those of its images that are read."""
+    notes = []
+    if others := category.passed_over:
+        notes.append(f"passed over, being no images that are read here: {first_of(others)}")
+    if deep := note_on_depth(images):
+        notes.append(deep)
+    return notes
 
 
 def read_image(path: Path, size: int) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from dskd_lite.datasets.cache import decoded_images
-from dskd_lite.datasets.folder import IMAGE_SUFFIXES, list_images
+from dskd_lite.datasets.folder import IMAGE_SUFFIXES, files_below, list_images
 from dskd_lite.errors import InputError
 
 SIZE = 32
@@ -48,6 +48,8 @@ class LabelledImages:
     """(M, H, W, 3) uint8."""
     test_labels: np.ndarray
     """(M,) int."""
+    passed_over: tuple[Path, ...] = ()
+    """Files beside the images that are not read."""
 
     @property
     def both_parts(self) -> tuple[str, ...]:
@@ -148,7 +150,10 @@ def class_folders(
         arrays.append(decoded_images(paths, size, cache_dir, progress))
         numbers = [classes.index(name) for name in part for _ in part[name]]
         labels.append(np.array(numbers))
-    return LabelledImages(classes, arrays[0], labels[0], arrays[1], labels[1])
+    read = {path for part in parts for paths in part.values() for path in paths}
+    files = (path for part in ("train", "test") for path in files_below(root / part))
+    others = tuple(sorted(path for path in files if path not in read))
+    return LabelledImages(classes, arrays[0], labels[0], arrays[1], labels[1], others)
 
 
 def _images_by_class(folder: Path) -> dict[str, list[Path]]:
