@@ -6,7 +6,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -169,7 +169,9 @@ def run(config: Config, display: Display | None = None) -> dict[str, Any]:
         raise InputError(
             f"{config.out} holds models of several categories ({several[0]} …): give another --out"
         )
-    with locked(config.out, wait=False) if accelerator.is_main_process else nullcontext():
+    with ExitStack() as locks:
+        for folder in {config.out, *folders} if accelerator.is_main_process else ():
+            locks.enter_context(locked(folder, wait=False))
         if len(categories) == 1:
             return _run_category(
                 config, categories[0], config.out, noise, regions[0], accelerator, display
@@ -332,6 +334,8 @@ def train_detector(
     detector = new_detector(config)
     with timed(seconds, "train_students"):
         if isinstance(detector, DistillationDetector):
+            if checkpoint is not None and checkpoint.is_file() and not config.resume:
+                display.say(f"{checkpoint} is overwritten; --resume would have gone on from it")
             train_students(
                 detector,
                 normal[fitted],

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from dskd_lite.datasets.folder import list_images, read_mask, size_of
+from dskd_lite.datasets.folder import by_stem, list_images, read_mask, size_of
 from dskd_lite.errors import InputError
 
 BORDER = 1 / 32
@@ -75,7 +75,8 @@ def read_regions(source: Path, images: Sequence[Path], size: int) -> np.ndarray:
     if source.is_file():
         found = dict.fromkeys(images, source)
     elif source.is_dir():
-        by_name = {mask.stem: mask for mask in list_images(source)}
+        by_stem(images)  # two of one name would share a mask
+        by_name = by_stem(list_images(source))
         missing = [image for image in images if image.stem not in by_name]
         if missing:
             raise InputError(

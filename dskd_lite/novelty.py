@@ -101,6 +101,11 @@ def run_novelty(options: Novelty, display: Display) -> list[dict[str, Any]]:
     check_place(options.out)
     name, data = read_classes(options.data, options.image_size, cache_beside(options.out))
     jobs = list(_jobs(name, data, options))
+    if not jobs:
+        raise InputError(
+            f"no class of {options.data} has both training and test images: each needs a folder in "
+            "train and one in test"
+        )
     file = options.out / RESULTS
     rows = {row["key"]: row for row in read_results(file)}
     inputs = checksum_inputs(options, {})

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -195,35 +196,37 @@ def run_sweep(
     waiting = [job for job in planned if job.key not in rows]
     say(f"{len(planned)} runs, {len(planned) - len(waiting)} done before")
     for root in dict.fromkeys(job.config.data for job in waiting):
-        category = scan_category(root)
-        for note in notes_on_files(category, category.train):
-            say(f"{root.name}: {note}")
+        with suppress(InputError):  # the job will say it, and the others go on
+            category = scan_category(root)
+            for note in notes_on_files(category, category.train):
+                say(f"{root.name}: {note}")
     failed: list[str] = []
     if waiting:
         _silence_dask()
-        cluster = None
-        if not options.scheduler:
-            settings = {
-                # A job that waited in a worker behind another would share the blame for its death.
-                "distributed.scheduler.worker-saturation": 1.0,
-                # Dask has workers give freed memory back at once. Training on a CPU frees and takes
-                # the same gigabytes in every step, and would spend almost half of it on that.
-                "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
-            }
-            with dask.config.set(settings):
-                cluster = LocalCluster(
-                    n_workers=options.workers,
-                    threads_per_worker=1,
-                    dashboard_address="127.0.0.1:0",  # not to the whole network
-                )
-        try:
-            entered = Client(options.scheduler or cluster)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"no dask scheduler answers at {options.scheduler} ({error}): give --scheduler an "
-                "address such as tcp://host:8786, or leave it out"
-            ) from error
-        with entered as client:
+        with ExitStack() as stack:  # leaves no worker behind, however it ends
+            address: Any = options.scheduler
+            if not address:
+                settings = {
+                    # A job that waits in a worker behind another would share blame for its death.
+                    "distributed.scheduler.worker-saturation": 1.0,
+                    # Dask has workers give freed memory back at once. Training on a CPU frees and
+                    # takes the same gigabytes in every step: almost half of it would go into that.
+                    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
+                }
+                with dask.config.set(settings):
+                    cluster = LocalCluster(
+                        n_workers=options.workers,
+                        threads_per_worker=1,
+                        dashboard_address="127.0.0.1:0",  # not to the whole network
+                    )
+                address = stack.enter_context(cluster)
+            try:
+                client = stack.enter_context(Client(address))
+            except (OSError, ValueError) as error:
+                raise InputError(
+                    f"no dask scheduler answers at {options.scheduler} ({error}): give --scheduler "
+                    "an address such as tcp://host:8786, or leave it out"
+                ) from error
             futures = {
                 # The key must not be another sweep's on the same scheduler: that gives its result.
                 client.submit(
@@ -242,8 +245,6 @@ def run_sweep(
                 future.release()
                 done = sum(job.key in rows for job in planned)  # rows of other sweeps may lie there
                 say(f"done: {job.key} ({done} of {len(planned)})")
-        if cluster is not None:
-            cluster.close()
     if failed:
         raise InputError(
             f"{len(failed)} runs failed, the others are in {file}: {'; '.join(failed)}"

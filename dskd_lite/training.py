@@ -202,8 +202,9 @@ def train_students(
                 save()
                 saved_at = monotonic()
     except KeyboardInterrupt:
-        # In the middle of an update weights and count do not belong together.
-        if update is None or (update.counted and (value is None or torch.isfinite(value))):
+        # In the middle of an update weights and count do not belong together. Before the first
+        # there is nothing to save, and perhaps an earlier run's checkpoint to lose.
+        if done and (update is None or (update.counted and (value is None or value.isfinite()))):
             save()
         raise
     finally:

@@ -912,6 +912,22 @@ def test_a_second_training_into_one_folder_is_refused(
     assert "another process is writing" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     assert main(command) == 0
+    capsys.readouterr()
+    assert main(command) == 0
+    told = f"{tmp_path / 'run' / 'checkpoint.safetensors'} is overwritten; --resume would have"
+    assert told in capsys.readouterr().err
+
+
+def test_a_run_of_several_categories_and_one_of_them_do_not_meet(
+    make_category: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_category("data/chip")
+    make_category("data/gear")
+    command = ["train", str(tmp_path / "data"), *FAST, "--out", str(tmp_path / "run")]
+    with storage.locked(tmp_path / "run" / "gear"):  # as `dskd train data/gear --out run/gear` has
+        assert main(command) == 2
+    assert f"another process is writing {tmp_path / 'run' / 'gear'}" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "chip").exists()
 
 
 def test_a_folder_that_alone_may_be_written_is_enough(

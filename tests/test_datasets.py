@@ -5,6 +5,7 @@ import os
 import shutil
 import struct
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from dskd_lite.datasets import cache
 from dskd_lite.datasets.cache import decoded_images
@@ -259,6 +261,54 @@ def test_a_folder_that_may_not_be_read_is_named(
             act(root)
 
 
+@pytest.mark.parametrize("closed", ["", "train", "test", "test/hole", "ground_truth/hole"])
+def test_a_folder_that_may_not_be_entered_is_named(
+    closed: str, make_category: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its names may be read, but all that they name looks as if it were not there."""
+    root = make_category()
+    folder, access = root / closed, os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != folder and access(path, mode))
+    with pytest.raises(InputError, match=f"{folder} may not be entered"):
+        for category in find_categories(root):
+            scan_category(category)
+
+
+def test_two_files_of_one_name_do_not_share_a_mask(make_category: Make) -> None:
+    root = make_category()
+    photo, mask = root / "test" / "hole" / "001.png", root / "ground_truth" / "hole"
+    shutil.copy(photo, photo.with_suffix(".bmp"))
+    with pytest.raises(InputError, match=r"001\.bmp and .*001\.png are both called 001"):
+        scan_category(root)
+    photo.with_suffix(".bmp").unlink()
+    shutil.copy(mask / "001_mask.png", mask / "001.png")
+    with pytest.raises(InputError, match=r"001\.png and .*001_mask\.png are both called 001"):
+        scan_category(root)
+    shutil.rmtree(root / "ground_truth")
+    shutil.copy(photo, photo.with_suffix(".bmp"))
+    assert len(scan_category(root).test) == 7  # without masks names do not matter
+
+
+def test_a_mask_of_a_normal_image_is_to_be_empty(make_category: Make) -> None:
+    root = make_category()
+    folder = root / "ground_truth" / "good"
+    folder.mkdir()
+    for index in range(3):
+        Image.new("L", (64, 64)).save(folder / f"{index:03}_mask.png")
+    assert read_masks(scan_category(root).test, 32).any((1, 2)).sum() == 3
+    Image.new("L", (64, 64), 255).save(folder / "001_mask.png")
+    with pytest.raises(InputError, match=r"001_mask\.png marks a defect in an image of test/good"):
+        read_masks(scan_category(root).test, 32)
+
+
+def test_a_jpeg_mask_is_as_large_as_what_was_drawn(tmp_path: Path) -> None:
+    """Compression leaves grey values of 1 to 3 around every edge."""
+    y, x = np.mgrid[:128, :128]
+    drawn = (y - 60) ** 2 + (x - 61) ** 2 <= 15**2
+    Image.fromarray(drawn.astype(np.uint8) * 255).save(tmp_path / "mask.jpg")
+    assert abs(int(read_mask(tmp_path / "mask.jpg", 128).sum()) - drawn.sum()) < 0.02 * drawn.sum()
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32])
 def test_a_mask_of_small_labels_is_a_mask(dtype: type, tmp_path: Path) -> None:
     """Label 1 of 65535 would be lost if 16 bits were scaled to 8 first."""
@@ -282,6 +332,50 @@ def test_what_is_transparent_in_a_mask_is_no_defect(tmp_path: Path) -> None:
     pixels[4:20, 8:12, 3] = 255
     Image.fromarray(pixels).save(tmp_path / "mask.png")
     assert np.array_equal(read_mask(tmp_path / "mask.png", 32), pixels[..., 3] > 0)
+
+
+def _turned(path: Path, how: str) -> np.ndarray:
+    """Save 4 rows of 8 pixels that ask for a quarter turn; returns what is then to be seen."""
+    grey = np.arange(32, dtype=np.uint8).reshape(4, 8) * 5
+    pixels = grey.astype(np.uint16) * 257 if how == "deep" else grey
+    if how == "colour":
+        pixels = np.stack([grey, grey, grey], axis=2)
+    image, tags = Image.fromarray(pixels), Image.Exif()
+    tags[0x0112] = 6
+    if path.suffix != ".png" or how == "early":
+        image.save(path, exif=tags)
+    else:
+        about = PngInfo()
+        if how == "profile":  # as older programs write it
+            data = b"Exif\0\0" + tags.tobytes().removeprefix(b"Exif\0\0")
+            about.add_text("Raw profile type exif", f"\nexif\n{len(data):8}\n{data.hex()}\n")
+        elif how == "xmp":
+            about.add_itxt("XML:com.adobe.xmp", '<a xmlns:tiff="t" tiff:Orientation="6"/>')
+        image.save(path, pnginfo=about)
+        if how == "late":  # behind the pixels
+            data = tags.tobytes().removeprefix(b"Exif\0\0")
+            chunk = b"eXIf" + data
+            whole = struct.pack(">I", len(data)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+            content, end = path.read_bytes()[:-12], path.read_bytes()[-12:]
+            path.write_bytes(content + whole + end)
+    return np.rot90(grey, -1)
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("photo.tif", "grey"), ("photo.tif", "deep"), ("photo.tif", "colour"),
+        ("photo.png", "early"), ("photo.png", "profile"), ("photo.png", "xmp"),
+        ("photo.png", "late"),
+    ],
+)  # fmt: skip
+def test_photo_mask_and_size_are_turned_alike(name: str, how: str, tmp_path: Path) -> None:
+    upright = _turned(tmp_path / name, how)
+    assert np.array_equal(np.asarray(open_image(tmp_path / name))[..., 0], upright)
+    assert size_of(tmp_path / name) == upright.shape[::-1] == (4, 8)
+    large = Image.fromarray((upright > 0).astype(np.uint8) * 255)
+    expected = np.asarray(large.resize((16, 16), Image.Resampling.BILINEAR)) > 127
+    assert np.array_equal(read_mask(tmp_path / name, 16), expected)
 
 
 @pytest.mark.parametrize("palette", [False, True])
@@ -320,8 +414,9 @@ def test_an_image_of_several_pages_is_refused(name: str, tmp_path: Path) -> None
     """Only the first would be judged."""
     first, second = (Image.new("RGB", (8, 8), colour) for colour in ("black", "white"))
     first.save(tmp_path / name, save_all=True, append_images=[second])
-    with pytest.raises(InputError, match=rf"{name} has 2 pages"):
-        open_image(tmp_path / name)
+    for read in (open_image, lambda path: read_mask(path, 8)):
+        with pytest.raises(InputError, match=rf"{name} has 2 pages"):
+            read(tmp_path / name)
 
 
 def test_a_phones_photo_with_a_preview_behind_it_is_read(tmp_path: Path) -> None:

@@ -161,6 +161,9 @@ def test_masks_that_do_not_fit_are_named(photos: list[Path], tmp_path: Path) -> 
     _save(_half(slice(0, 0)), folder / "1.png")
     with pytest.raises(InputError, match=r"1\.png is empty at 32 px"):
         read_regions(folder, photos, 32)
+    twin = _save(_half(slice(0, 20)), photos[0].with_suffix(".bmp"))
+    with pytest.raises(InputError, match=r"0\..* and .*0\..* are both called 0"):
+        read_regions(folder, [*photos, twin], 32)
     (folder / "1.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"1\.png cannot be read"):
         read_regions(folder, photos, 32)

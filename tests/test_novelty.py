@@ -179,6 +179,17 @@ def test_bad_input_gets_one_line_and_leaves_nothing(
     assert "nowhere/train is missing" in capsys.readouterr().err
 
 
+def test_classes_without_both_parts_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place in ("train/a", "test/b", "test/c"):
+        (tmp_path / "data" / place).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "data" / place / "0.png")
+    command = ["novelty", str(tmp_path / "data"), *FAST, "--out", str(tmp_path / "out")]
+    assert main(command) == 2
+    assert "has both training and test images" in capsys.readouterr().err
+
+
 def test_a_class_too_small_stops_before_the_first_is_trained(
     classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -262,6 +262,23 @@ def test_workers_may_keep_freed_memory(
     assert "MALLOC_TRIM_THRESHOLD_" not in row["set"]
 
 
+def test_an_interrupted_sweep_leaves_no_worker(
+    make_category: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psutil
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "run_job", lambda job, threads: {"key": job.key})
+    monkeypatch.setattr(sweep, "add_result", interrupted)
+    options = _options(make_category(), tmp_path / "sweep", seeds=(0,))
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(_plan(options), options)
+    family = psutil.Process().children(recursive=True)
+    assert not [child for child in family if "spawn_main" in " ".join(child.cmdline())]
+
+
 def test_a_sweep_listens_on_this_machine_only(
     make_category: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -513,18 +513,26 @@ def test_an_accelerator_keeps_no_detector_alive() -> None:
     assert trained() is None
 
 
-def test_ctrl_c_before_the_first_step_leaves_plain_students(
-    monkeypatch: pytest.MonkeyPatch,
+def test_ctrl_c_before_the_first_step_leaves_plain_students_and_an_older_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Accelerate's autocast must not stay around their forward pass."""
+    """Accelerate's autocast must not stay around their forward pass.
+
+    Nor are hours of training to be replaced by none, where --resume was forgotten.
+    """
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    train_students(_detector(), IMAGES, 1, checkpoint=checkpoint)
+    older = checkpoint.read_bytes()
 
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "_cached_features", interrupted)
     detector = _detector()
+    bf16 = new_accelerator(cpu=True, precision="bf16")
     with pytest.raises(KeyboardInterrupt):
-        train_students(detector, IMAGES, 2, accelerator=new_accelerator(cpu=True, precision="bf16"))
+        train_students(detector, IMAGES, 2, accelerator=bf16, checkpoint=checkpoint)
+    assert checkpoint.read_bytes() == older
     images, untouched = to_tensor(IMAGES), _detector()
     for found, plain in zip(
         detector.eval().forward_student(images),

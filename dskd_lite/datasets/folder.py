@@ -16,6 +16,7 @@ from dskd_lite.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 GOOD = "good"
+_PNG_TAGS = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # may say how it is turned
 OTHER_SHAPE = 1.02  # ratio of two photos' aspect ratios that is more than a crop's rounding
 
 
@@ -92,9 +93,39 @@ def list_images(folder: Path) -> list[Path]:
 def _entries(folder: Path) -> list[Path]:
     """What lies directly in a folder, by name; raises InputError if it may not be read."""
     try:
-        return sorted(folder.iterdir())
+        entries = sorted(folder.iterdir())
     except OSError as error:
         raise InputError(f"{folder} cannot be read: {error.strerror}") from error
+    if not os.access(folder, os.X_OK):  # its names may be read, what they name may not
+        raise InputError(f"{folder} may not be entered: give yourself the right to, or move it")
+    return entries
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Folders directly in a folder, by name; what is hidden is passed over.
+
+    Raises InputError if the folder is there and may not be read.
+    """
+    if not os.path.isdir(folder):
+        return []
+    return [p for p in _entries(folder) if os.path.isdir(p) and not p.name.startswith(".")]
+
+
+def by_stem(paths: Sequence[Path], ending: str = "") -> dict[str, Path]:
+    """Files by their names without suffix, and without ``ending`` before it.
+
+    Raises InputError if two have one name.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        name = path.stem.removesuffix(ending)
+        if name in found:
+            raise InputError(
+                f"{found[name]} and {path} are both called {name}, the name that an image shares "
+                "with its mask: rename one"
+            )
+        found[name] = path
+    return found
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -136,7 +167,7 @@ def find_categories(root: Path) -> list[Path]:
     if not os.path.isdir(root):
         raise InputError(f"{root} is not a folder: give a category in MVTec layout")
     entries = _entries(root)
-    if (root / "train").is_dir():
+    if os.path.isdir(root / "train"):
         return [root]
     if not entries:
         raise InputError(f"{root} is empty: put normal images in {root / 'train' / GOOD}")
@@ -158,23 +189,23 @@ def scan_category(root: Path, to_train: bool = True) -> Category:
     """
     root = Path(os.path.abspath(root))  # and not what a link points to: the name is the category's
     good = root / "train" / GOOD
-    if good.parent.is_dir():
+    if os.path.isdir(good.parent):
         _entries(good.parent)  # one that may not be read is not to look like one without images
-    if to_train and not good.is_dir():
+    if to_train and not os.path.isdir(good):
         raise InputError(f"{root} has no train/good folder: put normal images in {good}")
-    train = list_images(good) if good.is_dir() else []
+    train = list_images(good) if os.path.isdir(good) else []
     if to_train and not train:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
         raise InputError(f"{good} holds no image: put normal images there ({kinds})")
     samples: list[Sample] = []
-    for folder in _subfolders(root / "test"):
+    for folder in subfolders(root / "test"):
         if folder.name != GOOD and folder.name.lower() == GOOD:
             raise InputError(f"{folder} would count as a defect: call it {GOOD} if it is none")
         masks = _masks_of(root / "ground_truth" / folder.name, folder)
         samples += [Sample(p, folder.name, masks.get(p.stem)) for p in list_images(folder)]
     _check_mask_sizes(samples)
     known = {s.defect for s in samples}
-    for folder in _subfolders(root / "ground_truth"):
+    for folder in subfolders(root / "ground_truth"):
         if folder.name not in known and list_images(folder):
             raise InputError(
                 f"{folder} holds masks but {root / 'test' / folder.name} holds no image: "
@@ -183,26 +214,19 @@ def scan_category(root: Path, to_train: bool = True) -> Category:
     return Category(root, tuple(train), tuple(samples))
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return [p for p in _entries(folder) if p.is_dir() and not p.name.startswith(".")]
-
-
 def _masks_of(folder: Path, images: Path) -> dict[str, Path]:
     """Masks by the stem of their image; ``000_mask.png`` and ``000.png`` both belong to ``000``."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder) or not (files := list_images(folder)):
         return {}
-    masks = {p.stem.removesuffix("_mask"): p for p in list_images(folder)}
-    photos = {p.stem: p for p in list_images(images)}
+    masks, photos = by_stem(files, "_mask"), by_stem(list_images(images))
     without_image = sorted(masks.keys() - photos.keys())
     without_mask = sorted(photos.keys() - masks.keys())
-    if masks and without_image:
+    if without_image:
         raise InputError(
             f"{masks[without_image[0]]} is a mask without an image in {images} "
             f"({len(without_image)} such masks): add the image or delete the mask"
         )
-    if masks and without_mask:
+    if without_mask:
         raise InputError(
             f"{photos[without_mask[0]]} has no mask although others have ({len(without_mask)} such "
             f"images): add {folder / without_mask[0]}_mask.png, or remove {folder} to evaluate "
@@ -214,7 +238,14 @@ def _masks_of(folder: Path, images: Path) -> dict[str, Path]:
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     try:
-        with Image.open(path) as image:
+        # Of a path Pillow would map grey TIFFs into memory, and scramble those of turned cameras.
+        with path.open("rb") as file, Image.open(file) as image:
+            pages = getattr(image, "n_frames", 1)
+            if pages > 1 and image.format != "MPO":  # a phone's JPEG, a preview behind the photo
+                raise InputError(
+                    f"{path} has {pages} pages, of which only one would be looked at: save each as "
+                    "a file of its own"
+                )
             if image.mode.startswith("I;16") and _counts_from_white(image):
                 raise InputError(
                     f"{path} counts its 16-bit values from white to black (WhiteIsZero): save it "
@@ -263,12 +294,6 @@ def open_image(path: Path) -> Image.Image:
             kind = "floating-point" if image.mode == "F" else "32-bit"
             raise InputError(
                 f"{path} holds {kind} numbers, whose range nobody knows: save it with 8 or 16 bits"
-            )
-        pages = getattr(image, "n_frames", 1)
-        if pages > 1 and image.format != "MPO":  # a phone's JPEG, with a preview behind the photo
-            raise InputError(
-                f"{path} has {pages} pages, of which only one would be looked at: save each as a "
-                "file of its own"
             )
         upright = _upright(image)
         if upright.mode.startswith("I"):
@@ -320,16 +345,18 @@ def read_image(path: Path, size: int) -> np.ndarray:
 def read_mask(path: Path, size: int) -> np.ndarray:
     """Read a mask (anything above 0 is defect), resized bilinearly, > 0.5: (size, size) bool.
 
-    What is transparent is no defect.
+    What is transparent is no defect. Of a JPEG, which leaves faint grey around all edges, only what
+    is lighter than middle grey is.
 
-    Raises InputError if it is damaged.
+    Raises InputError if it is damaged, or has several pages.
     """
     with _opened(path) as image:
         upright = _upright(image)
         # Labels may be 1 of 65535, so nothing is scaled before it is compared with 0.
         deep = upright.mode.startswith(("I", "F"))
         values = np.asarray(upright if deep else upright.convert("RGBA"))
-    defect = values > 0 if deep else values[..., :3].any(axis=2) & (values[..., 3] > 0)
+        faint = 127 if image.format in ("JPEG", "MPO") else 0
+    defect = values > 0 if deep else (values[..., :3] > faint).any(axis=2) & (values[..., 3] > 0)
     mask = Image.fromarray(defect.astype(np.uint8) * 255)
     return np.asarray(mask.resize((size, size), Image.Resampling.BILINEAR)) > 127
 
@@ -337,12 +364,17 @@ def read_mask(path: Path, size: int) -> np.ndarray:
 def read_masks(samples: Sequence[Sample], size: int) -> np.ndarray:
     """Masks of test images, (N, size, size) bool; all False for a normal image.
 
-    Raises InputError if one is damaged.
+    Raises InputError if one is damaged, or marks a defect in a normal image.
     """
     masks = np.zeros((len(samples), size, size), dtype=bool)
     for index, sample in enumerate(samples):
         if sample.mask is not None:
             masks[index] = read_mask(sample.mask, size)
+            if masks[index].any() and not sample.is_defective:
+                raise InputError(
+                    f"{sample.mask} marks a defect in an image of test/{GOOD}: move the image to "
+                    "the folder of its defect, or delete the mask"
+                )
     return masks
 
 
@@ -389,8 +421,13 @@ def note_on_shape(size: tuple[int, int], trained_on: tuple[int, int] | None) -> 
 def size_of(path: Path) -> tuple[int, int]:
     """Width and height in pixels of an upright image; raises InputError if it is damaged."""
     with _opened(path) as image:
-        if image.format == "PNG" and "exif" not in image.info:
-            return image.size  # Pillow would decode all of it to look for a late tag
+        if image.format == "PNG":
+            # A tag may stand behind the pixels, and then Pillow has to decode them to find it.
+            content = path.read_bytes()
+            tagged = any(name in content for name in _PNG_TAGS)
+            return _upright(image).size if tagged else image.size
+        if image.format == "TIFF":  # whose size, before it is decoded, hangs on Pillow's version
+            return _upright(image).size
         try:
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)  # a quarter
         except Exception:  # of many kinds, as above

@@ -7,6 +7,7 @@ digits, which need no download. Train on ``task.train``, score ``task.images`` a
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from dskd_lite.datasets.cache import decoded_images
-from dskd_lite.datasets.folder import IMAGE_SUFFIXES, files_below, list_images
+from dskd_lite.datasets.folder import IMAGE_SUFFIXES, files_below, list_images, subfolders
 from dskd_lite.errors import InputError
 
 SIZE = 32
@@ -157,12 +158,11 @@ def class_folders(
 
 
 def _images_by_class(folder: Path) -> dict[str, list[Path]]:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"{folder} is missing: put a folder of images there for each class")
-    subfolders = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if not subfolders:
+    images = {p.name: list_images(p) for p in subfolders(folder)}
+    if not images:
         raise InputError(f"{folder} holds no folder: put one there for each class")
-    images = {p.name: list_images(p) for p in subfolders}
     for name, paths in images.items():
         if not paths:
             kinds = ", ".join(sorted(IMAGE_SUFFIXES))
