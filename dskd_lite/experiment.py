@@ -170,7 +170,7 @@ def run(config: Config, display: Display | None = None) -> dict[str, Any]:
             f"{config.out} holds models of several categories ({several[0]} …): give another --out"
         )
     with ExitStack() as locks:
-        for folder in {config.out, *folders} if accelerator.is_main_process else ():
+        for folder in dict.fromkeys([config.out, *folders] if accelerator.is_main_process else ()):
             locks.enter_context(locked(folder, wait=False))
         if len(categories) == 1:
             return _run_category(

@@ -69,8 +69,9 @@ def read_regions(source: Path, images: Sequence[Path], size: int) -> np.ndarray:
     """Masks (N, size, size) bool of where noise may fall, drawn by hand or made elsewhere.
 
     ``source`` is one mask for all ``images``, or a folder with one for each, named as the image
-    (its suffix may differ). Anything above 0 belongs to the region. Raises InputError if a mask is
-    missing, damaged, empty, or not of its image's size.
+    (its suffix may differ). What ``read_mask`` takes for defect belongs to the region. Raises
+    InputError if a mask is missing, damaged, empty, or not of its image's size, or if two images or
+    two masks have one name.
     """
     if source.is_file():
         found = dict.fromkeys(images, source)

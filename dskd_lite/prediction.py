@@ -30,7 +30,7 @@ from dskd_lite.storage import whole_file, write_table
 from dskd_lite.training import to_tensor
 
 SCORES_FILE, PAGE = "scores.csv", "report.html"
-OVERLAY = "overlay"
+OVERLAY, MASK = "overlay", "mask"
 LONGEST_NAME = 255  # bytes, on nearly all file systems
 
 
@@ -53,7 +53,7 @@ class Verdict:
 def find_photos(source: Path, out: Path) -> tuple[Path, list[Path], list[Path]]:
     """The folder that names are relative to, the photos, and the files that are none.
 
-    Photos are one file, or all images below a folder but those in the results of an earlier
+    Photos are one file, or all images below a folder but overlays and masks of an earlier
     prediction. What lies in ``out``, the folder for results, is neither. Raises InputError if there
     is no photo, or ``out`` is the folder of the photos.
     """
@@ -71,7 +71,9 @@ def find_photos(source: Path, out: Path) -> tuple[Path, list[Path], list[Path]]:
         files = [p for p in files if not Path(os.path.realpath(p)).is_relative_to(results)]
     tables = {path.parent for path in files if path.name == SCORES_FILE} - {source}
     earlier = {place for place in tables if (place / PAGE) in files and judged_before(place)}
-    photos = [path for path in files if is_image_file(path) and not earlier & {*path.parents}]
+    ours = (f"_{OVERLAY}", f"_{MASK}")
+    results_before = {p for p in files if earlier & {*p.parents} and p.stem.endswith(ours)}
+    photos = [path for path in files if is_image_file(path) and path not in results_before]
     if not photos:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
         raise InputError(f"{source} holds no image: put photos there ({kinds})")
@@ -240,7 +242,7 @@ def _judge(
         if thresholds is not None:
             mask = np.asarray(full) > thresholds.pixel
             area = float(mask.mean())
-            _write(mask.astype(np.uint8) * 255, out, names[path], "mask")
+            _write(mask.astype(np.uint8) * 255, out, names[path], MASK)
         note = note_on_shape(photo.size, trained_on)
         yield Verdict(path, score, verdict_on(score, thresholds), area, note, overlay_file)
 

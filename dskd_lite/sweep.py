@@ -184,13 +184,17 @@ def run_sweep(
 
     file = options.out / RESULTS
     rows = {row["key"]: row for row in read_results(file)}
-    checksums: dict[Path, int] = {}
+    checksums: dict[Path, int | None] = {}
     outside: dict[str, int] = {}
     for job in planned:
         if job.key in rows:
             root = job.config.data
             if root not in checksums:
-                checksums[root] = scan_category(root).checksum
+                try:
+                    checksums[root] = scan_category(root).checksum
+                except InputError as error:  # finished runs stay finished
+                    checksums[root] = None
+                    say(f"{root.name}: {error}; rows that are done are not compared with it")
             inputs = checksum_inputs(job.config, outside)
             check_same_run(job, rows[job.key], checksums[root], inputs, file)
     waiting = [job for job in planned if job.key not in rows]
@@ -304,15 +308,16 @@ def checksum_inputs(config: Config, known: dict[str, int]) -> dict[str, int]:
 
 
 def check_same_run(
-    job: Job, row: dict[str, Any], checksum: int, inputs: dict[str, int], file: Path
+    job: Job, row: dict[str, Any], checksum: int | None, inputs: dict[str, int], file: Path
 ) -> None:
     """Raise InputError if a row of the results file comes of other options, images or other files.
 
-    ``checksum`` is that of the job's images, ``inputs`` those of ``checksum_inputs``; rows that are
-    older than checksums are not compared. An option that is younger than the row had its default.
+    ``checksum`` is that of the job's images, None if they cannot be read; ``inputs`` are those of
+    ``checksum_inputs``. Rows that are older than checksums are not compared. An option that is
+    younger than the row had its default.
     """
     remedy = f"another --out, or delete that line, and {file.parent / job.key} if it is there"
-    if row.get("checksum", checksum) != checksum:
+    if checksum is not None and row.get("checksum", checksum) != checksum:
         raise InputError(
             f"{file} holds {job.key} of other images than {job.config.data} has now: give {remedy}"
         )

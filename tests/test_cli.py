@@ -477,6 +477,10 @@ def test_earlier_results_among_the_photos_are_no_photos(
             assert [row["image"] for row in csv.DictReader(file)] == ["a.png", "labelled/b.png"]
     first = photos / "labelled" / "scores.csv"
     assert f"{first} and 4 more\n" in capsys.readouterr().out  # overlays, table, page of monday
+    (photos / "monday" / "new").mkdir()
+    Image.new("RGB", (32, 32)).save(photos / "monday" / "new" / "c.png")  # results lie above it
+    verdicts = predict(experiment.load_run(tmp_path / "model"), photos, tmp_path / "out")
+    assert [v.path.name for v in verdicts] == ["a.png", "b.png", "c.png"]
 
 
 def test_results_of_photos_that_are_gone_are_mentioned(

@@ -184,6 +184,10 @@ def test_a_job_that_fails_is_named_and_the_others_are_kept(
     with pytest.raises(InputError, match=r"1 runs failed.*bad_dskd.*000\.png cannot be read"):
         run_sweep(planned, options)
     assert [row["category"] for row in read_results(tmp_path / "sweep" / RESULTS)] == ["good"]
+    shutil.copy(good / "test" / "hole" / "000.png", good / "test" / "hole" / "000.bmp")
+    said: list[str] = []
+    (row,) = run_sweep(planned[:1], options, said.append)  # what is done stays done
+    assert row["category"] == "good" and "are both called 000" in said[0]
 
 
 def test_a_killed_worker_costs_only_its_job(make_category: Make, tmp_path: Path) -> None:

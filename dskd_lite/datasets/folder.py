@@ -189,8 +189,10 @@ def scan_category(root: Path, to_train: bool = True) -> Category:
     """
     root = Path(os.path.abspath(root))  # and not what a link points to: the name is the category's
     good = root / "train" / GOOD
+    if os.path.isdir(root):
+        _entries(root)  # one that may not be read is not to look like one without images
     if os.path.isdir(good.parent):
-        _entries(good.parent)  # one that may not be read is not to look like one without images
+        _entries(good.parent)
     if to_train and not os.path.isdir(good):
         raise InputError(f"{root} has no train/good folder: put normal images in {good}")
     train = list_images(good) if os.path.isdir(good) else []
@@ -284,7 +286,8 @@ def _upright(image: Image.Image) -> Image.Image:
 def open_image(path: Path) -> Image.Image:
     """Read a whole image as RGB, upright as its EXIF tag says, 16-bit grey scaled to 8.
 
-    What is transparent shows white, as on a web page, and not the colours that are hidden there.
+    What is transparent shows white, as on a web page, and not the colours that are hidden there,
+    unless all is.
 
     Raises InputError if it is damaged, its values are floating-point or 32-bit numbers, 16-bit ones
     that count from white to black, or it has several pages.
@@ -300,8 +303,10 @@ def open_image(path: Path) -> Image.Image:
             values = np.asarray(upright, dtype=np.float64) / 257  # 65535 / 255
             return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
         if upright.has_transparency_data:
-            white = Image.new("RGBA", upright.size, "white")
-            upright = Image.alpha_composite(white, upright.convert("RGBA"))
+            clear = upright.convert("RGBA")
+            if clear.getchannel("A").getextrema()[1] > 0:  # or else nobody filled it in
+                white = Image.new("RGBA", upright.size, "white")
+                upright = Image.alpha_composite(white, clear)
         return upright.convert("RGB")
 
 
@@ -345,8 +350,8 @@ def read_image(path: Path, size: int) -> np.ndarray:
 def read_mask(path: Path, size: int) -> np.ndarray:
     """Read a mask (anything above 0 is defect), resized bilinearly, > 0.5: (size, size) bool.
 
-    What is transparent is no defect. Of a JPEG, which leaves faint grey around all edges, only what
-    is lighter than middle grey is.
+    What is transparent is no defect. Of JPEG and WebP, which may leave faint grey around all edges,
+    only what is lighter than half of the brightest is.
 
     Raises InputError if it is damaged, or has several pages.
     """
@@ -355,8 +360,13 @@ def read_mask(path: Path, size: int) -> np.ndarray:
         # Labels may be 1 of 65535, so nothing is scaled before it is compared with 0.
         deep = upright.mode.startswith(("I", "F"))
         values = np.asarray(upright if deep else upright.convert("RGBA"))
-        faint = 127 if image.format in ("JPEG", "MPO") else 0
-    defect = values > 0 if deep else (values[..., :3] > faint).any(axis=2) & (values[..., 3] > 0)
+        lossy = image.format in ("JPEG", "MPO", "WEBP")
+    if deep:
+        defect = values > 0
+    else:
+        brightness = values[..., :3].max(axis=2)
+        faint = brightness.max() // 2 if lossy else 0
+        defect = (brightness > faint) & (values[..., 3] > 0)
     mask = Image.fromarray(defect.astype(np.uint8) * 255)
     return np.asarray(mask.resize((size, size), Image.Resampling.BILINEAR)) > 127
 
@@ -424,12 +434,19 @@ def size_of(path: Path) -> tuple[int, int]:
         if image.format == "PNG":
             # A tag may stand behind the pixels, and then Pillow has to decode them to find it.
             content = path.read_bytes()
-            tagged = any(name in content for name in _PNG_TAGS)
-            return _upright(image).size if tagged else image.size
-        if image.format == "TIFF":  # whose size, before it is decoded, hangs on Pillow's version
-            return _upright(image).size
+            behind = content[content.find(b"IDAT") :] if "exif" in image.info else content
+            if any(name in behind for name in _PNG_TAGS):
+                return _upright(image).size
+        size = image.size
         try:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)  # a quarter
+            if image.format == "TIFF":  # which newer versions of Pillow turn as they open it
+                tags = image.tag_v2
+                size = tags[ExifTags.Base.ImageWidth], tags[ExifTags.Base.ImageLength]
+            elif image.format == "PNG" and "exif" not in image.info:
+                return size  # Pillow would decode all of it to look for a late tag
+            else:
+                tags = image.getexif()
+            turned = tags.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)  # a quarter
         except Exception:  # of many kinds, as above
             turned = False
-        return image.size[::-1] if turned else image.size
+        return size[::-1] if turned else size
