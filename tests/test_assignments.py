@@ -112,8 +112,12 @@ MISTAKES = [
     ("measuring", "# Task 6", "threshold_at(held_out[name], 0.01)",
      "threshold_at(own, 0.01)"),
     ("measuring", "# Task 6", "own.max((1, 2))", "own.mean((1, 2))"),
+    ("measuring", "# Task 6", "[1, 30, 100, 5000]", "[1, 50, 100, 5000]"),
     ("students", "# Task 1", "copy.deepcopy(network)", "network"),
     ("students", "# Task 1", "torch.equal(a, b) for", "True for"),
+    ("students", "# Task 1", "torch.equal(value, moved[name]) for", "True for"),
+    ("students", "# Task 1", "dict([*n.named_parameters(), *n.named_buffers()])",
+     "n.state_dict()"),
     ("students", "# Task 2", "weight = F.adaptive_avg_pool2d",
      "weight = F.adaptive_max_pool2d"),
     ("students", "# Task 2", ".clamp_min(1e-12)", ""),
@@ -124,6 +128,11 @@ MISTAKES = [
     ("students", "# Task 4", "    torch.set_rng_state(state[\"random\"])\n", ""),
     ("students", "# Task 4", "    adam.load_state_dict(state[\"adam\"])\n", ""),
     ("students", "# Task 4", "beside = Path(f\"{path}.new\")", "beside = path"),
+    ("students", "# Task 4", "os.replace(beside, path)",
+     "path.write_bytes(beside.read_bytes())"),
+    ("students", "# Task 4", "beside = Path(f\"{path}.new\")",
+     "beside = Path(f\"/tmp/{path.name}.new\")"),
+    ("students", "# Task 5", "    student.train()\n", ""),
     ("students", "# Task 5", "torch.randperm(len(images))", "torch.arange(len(images))"),
     ("students", "# Task 5", "lr=0.005", "lr=0.001"),
     ("students", "# Task 5", "    student.eval()\n", ""),
@@ -138,6 +147,7 @@ MISTAKES = [
      "scores = detector.maps(normal[fitted])"),
     ("detector", "# Task 2", "> threshold", ">= threshold"),
     ("detector", "# Task 3", "[False, True]", "[True, False]"),
+    ("detector", "# Task 3", ".max((1, 2))", ".mean((1, 2))"),
 ]  # fmt: skip
 
 
