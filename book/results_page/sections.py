@@ -24,7 +24,6 @@ from results_page.rows import (
     differences,
     figure_cells,
     fused_against,
-    fusion_against,
     gaps_by_seed,
     markdown_table,
     mean_over,
@@ -126,28 +125,20 @@ def full_size(rows: Rows) -> str:
                 lines.append([*line, f"{statistics.mean(timed):.0f}"])
         where = category.replace("_", " ")
         both = sorted({*seeds["dskd"]} & {*seeds["rd4ad"]})
-        if both:
-            paired = [row for row in rows if row["config"]["seed"] in both]
-            apart = gaps_by_seed(
-                paired, category, "aupro", ("dskd", "fused"), ("rd4ad", "rd4ad"), size="256"
-            )
-            listed = ", ".join(map(str, both))
-            some = seeds["dskd"] != both or seeds["rd4ad"] != both
-            over = f" (seed {listed}, with which both ran)" if some else ""
-            verdicts.append(
-                f"On {where} the fused map stands, in points, {fused_against(paired, category, '256')}{over}; "
-                f"seed by seed its AUPRO is {apart} from RD4AD's."
-            )
-        else:
-            manual, student = fusion_against(rows, (category,), IMAGENET, "256")
-            verdicts.append(
-                f"Of {where}'s six runs only these are finished: with different seeds they do not compare the methods. "
-                f"Within DSKD's the fused map stands {student} against the better student and {manual} against the manual mix."
-            )
+        paired = [row for row in rows if row["config"]["seed"] in both]
+        apart = gaps_by_seed(
+            paired, category, "aupro", ("dskd", "fused"), ("rd4ad", "rd4ad"), size="256"
+        )
+        some = seeds["dskd"] != both or seeds["rd4ad"] != both
+        over = f" (seed {', '.join(map(str, both))}, with which both ran)" if some else ""
+        verdicts.append(
+            f"On {where} the fused map stands, in points, {fused_against(paired, category, '256')}{over}; "
+            f"its AUPRO, seed by seed, is {apart} from RD4AD's."
+        )
     later = [
         f"{title_of(row['category'])}'s {'RD4AD' if row_parts(row)[0] == 'rd4ad' else 'DSKD'} with seed {row['config']['seed']} "
-        f"was computed later, by the code of {row['hardware']['date']}, from the images as they are, in bf16 on {row['hardware']['threads']} "
-        f"cores of an {row['hardware']['device'].replace('(R)', '')}; its seconds are not in the table."
+        f"was computed later, by the code of {row['hardware']['date']}, from the images as they are, in bf16 on a CPU "
+        f"({row['hardware']['device'].replace('(R)', '')}); its seconds are not in the table."
         for row in on_cpu
     ]
     return (

@@ -84,7 +84,7 @@ dskd sweep SCREW TILES --methods dskd rd4ad --teachers $RESNET18 \\
 
 On screw the fusion that is trained on noise settles on the manual mix, as after 15 and 60 epochs. RD4AD's maps are a little better there,
 with each seed, in both figures. After 15 epochs neither was ahead with all three; after 60 DSKD was in pixel AUROC, by 0.2 points or less, and neither in
-AUPRO.
+AUPRO. On magnetic tile two of DSKD's three runs are missing: what one seed says may be that seed's.
 
 ## The fusion
 
