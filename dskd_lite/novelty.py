@@ -87,7 +87,7 @@ def run_novelty(options: Novelty, display: Display) -> list[dict[str, Any]]:
     input.
     """
     from dskd_lite import experiment
-    from dskd_lite.datasets.folder import first_of
+    from dskd_lite.datasets.folder import note_on_passed_over
     from dskd_lite.hardware import hardware
     from dskd_lite.metrics import auroc
 
@@ -113,8 +113,7 @@ def run_novelty(options: Novelty, display: Display) -> list[dict[str, Any]]:
         if job.key in rows:
             check_same_run(job, rows[job.key], data.checksum, inputs, file)
     if data.passed_over:
-        told = first_of(data.passed_over)
-        display.say(f"passed over, being no images that are read here: {told}")
+        display.say(note_on_passed_over(data.passed_over))
     for number, job in enumerate(jobs, start=1):
         (normal,) = job.config.classes
         state = "done before" if job.key in rows else f"{number} of {len(jobs)}"

@@ -286,8 +286,8 @@ def _upright(image: Image.Image) -> Image.Image:
 def open_image(path: Path) -> Image.Image:
     """Read a whole image as RGB, upright as its EXIF tag says, 16-bit grey scaled to 8.
 
-    What is transparent shows white, as on a web page, and not the colours that are hidden there,
-    unless all is.
+    What is transparent shows white, as on a web page, and not the colours that are hidden there. An
+    alpha channel that is 0 everywhere was never filled in, and is not looked at.
 
     Raises InputError if it is damaged, its values are floating-point or 32-bit numbers, 16-bit ones
     that count from white to black, or it has several pages.
@@ -304,7 +304,7 @@ def open_image(path: Path) -> Image.Image:
             return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
         if upright.has_transparency_data:
             clear = upright.convert("RGBA")
-            if clear.getchannel("A").getextrema()[1] > 0:  # or else nobody filled it in
+            if clear.getchannel("A").getextrema()[1] > 0:
                 white = Image.new("RGBA", upright.size, "white")
                 upright = Image.alpha_composite(white, clear)
         return upright.convert("RGB")
@@ -329,11 +329,16 @@ def note_on_depth(paths: Sequence[Path], looked_at: int = 8) -> str:
     )
 
 
+def note_on_passed_over(files: Sequence[Path]) -> str:
+    """Says which files are not read, of which there is at least one."""
+    return f"passed over, being no images that are read here: {first_of(files)}"
+
+
 def notes_on_files(category: Category, images: Sequence[Path]) -> list[str]:
     """What a user should know of a category's files, and of those of its images that are read."""
     notes = []
     if others := category.passed_over:
-        notes.append(f"passed over, being no images that are read here: {first_of(others)}")
+        notes.append(note_on_passed_over(others))
     if deep := note_on_depth(images):
         notes.append(deep)
     return notes
@@ -431,19 +436,16 @@ def note_on_shape(size: tuple[int, int], trained_on: tuple[int, int] | None) -> 
 def size_of(path: Path) -> tuple[int, int]:
     """Width and height in pixels of an upright image; raises InputError if it is damaged."""
     with _opened(path) as image:
-        if image.format == "PNG":
+        if image.format == "PNG" and "exif" not in image.info:
             # A tag may stand behind the pixels, and then Pillow has to decode them to find it.
             content = path.read_bytes()
-            behind = content[content.find(b"IDAT") :] if "exif" in image.info else content
-            if any(name in behind for name in _PNG_TAGS):
-                return _upright(image).size
+            tagged = any(name in content for name in _PNG_TAGS)
+            return _upright(image).size if tagged else image.size
         size = image.size
         try:
             if image.format == "TIFF":  # which newer versions of Pillow turn as they open it
                 tags = image.tag_v2
                 size = tags[ExifTags.Base.ImageWidth], tags[ExifTags.Base.ImageLength]
-            elif image.format == "PNG" and "exif" not in image.info:
-                return size  # Pillow would decode all of it to look for a late tag
             else:
                 tags = image.getexif()
             turned = tags.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)  # a quarter
