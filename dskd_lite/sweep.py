@@ -6,8 +6,8 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -173,87 +173,122 @@ def run_sweep(
         raise InputError(
             f"--workers {options.workers} and --threads {options.threads} must be at least 1"
         )
-    try:
-        import dask
-        from dask.base import tokenize
-        from distributed import Client, LocalCluster, as_completed
-    except ImportError as error:
-        raise InputError('sweep needs dask: pip install "dskd_lite[sweep]"') from error
-
-    from dskd_lite.datasets.folder import notes_on_files, scan_category
-
     file = options.out / RESULTS
     rows = {row["key"]: row for row in read_results(file)}
-    checksums: dict[Path, int | None] = {}
-    outside: dict[str, int] = {}
-    for job in planned:
-        if job.key in rows:
-            root = job.config.data
-            if root not in checksums:
-                try:
-                    checksums[root] = scan_category(root).checksum
-                except InputError as error:  # finished runs stay finished
-                    checksums[root] = None
-                    say(f"{root.name}: {error}; rows that are done are not compared with it")
-            inputs = checksum_inputs(job.config, outside)
-            check_same_run(job, rows[job.key], checksums[root], inputs, file)
+    _check_done([job for job in planned if job.key in rows], rows, file, say)
     waiting = [job for job in planned if job.key not in rows]
     say(f"{len(planned)} runs, {len(planned) - len(waiting)} done before")
-    for root in dict.fromkeys(job.config.data for job in waiting):
-        with suppress(InputError):  # the job will say it, and the others go on
-            category = scan_category(root)
-            for note in notes_on_files(category, category.train):
-                say(f"{root.name}: {note}")
+    _say_notes(waiting, say)
     failed: list[str] = []
-    if waiting:
-        _silence_dask()
-        with ExitStack() as stack:  # leaves no worker behind, however it ends
-            address: Any = options.scheduler
-            if not address:
-                settings = {
-                    # A job that waits in a worker behind another would share blame for its death.
-                    "distributed.scheduler.worker-saturation": 1.0,
-                    # Dask has workers give freed memory back at once. Training on a CPU frees and
-                    # takes the same gigabytes in every step: almost half of it would go into that.
-                    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
-                }
-                with dask.config.set(settings):
-                    cluster = LocalCluster(
-                        n_workers=options.workers,
-                        threads_per_worker=1,
-                        dashboard_address="127.0.0.1:0",  # not to the whole network
-                    )
-                address = stack.enter_context(cluster)
-            try:
-                client = stack.enter_context(Client(address))
-            except (OSError, ValueError) as error:
-                raise InputError(
-                    f"no dask scheduler answers at {options.scheduler} ({error}): give --scheduler "
-                    "an address such as tcp://host:8786, or leave it out"
-                ) from error
-            futures = {
-                # The key must not be another sweep's on the same scheduler: that gives its result.
-                client.submit(
-                    run_job, job, options.threads, key=f"{job.key}-{tokenize(str(job))}"
-                ): job
-                for job in waiting
-            }
-            for future in as_completed(list(futures)):
-                # A result that is still asked for is computed again if its worker dies later.
-                job = futures.pop(future)
-                if future.status != "finished":
-                    failed.append(f"{job.key} ({future.exception()})")
-                    say(f"failed: {failed[-1]}")
-                    continue
-                rows |= add_result(file, future.result())
-                future.release()
-                done = sum(job.key in rows for job in planned)  # rows of other sweeps may lie there
-                say(f"done: {job.key} ({done} of {len(planned)})")
+    with closing(_results(waiting, options)) as results:  # and with it the cluster, at an error
+        for job, result in results:
+            if isinstance(result, BaseException):
+                failed.append(f"{job.key} ({result})")
+                say(f"failed: {failed[-1]}")
+                continue
+            rows |= add_result(file, result)
+            done = sum(job.key in rows for job in planned)  # rows of other sweeps may lie there
+            say(f"done: {job.key} ({done} of {len(planned)})")
     if failed:
         raise InputError(
             f"{len(failed)} runs failed, the others are in {file}: {'; '.join(failed)}"
         )
     return [rows[job.key] for job in planned]
+
+
+def _check_done(
+    done: Sequence[Job], rows: dict[str, dict[str, Any]], file: Path, say: Callable[[str], None]
+) -> None:
+    """Raise InputError if a row of the results file is not of the job that bears its name."""
+    from dskd_lite.datasets.folder import scan_category
+
+    checksums: dict[Path, int | None] = {}
+    known: dict[str, int] = {}
+    for job in done:
+        root = job.config.data
+        if root not in checksums:
+            try:
+                checksums[root] = scan_category(root).checksum
+            except InputError as error:  # finished runs stay finished
+                checksums[root] = None
+                say(f"{root.name}: {error}; rows that are done are not compared with it")
+        inputs = checksum_inputs(job.config, known)
+        check_same_run(job, rows[job.key], checksums[root], inputs, file)
+
+
+def _say_notes(waiting: Sequence[Job], say: Callable[[str], None]) -> None:
+    """Say, once a category, which of its files are passed over."""
+    from dskd_lite.datasets.folder import notes_on_files, scan_category
+
+    for root in dict.fromkeys(job.config.data for job in waiting):
+        with suppress(InputError):  # the job will say it, and the others go on
+            category = scan_category(root)
+            for note in notes_on_files(category, category.train):
+                say(f"{root.name}: {note}")
+
+
+def _results(
+    waiting: Sequence[Job], options: Sweep
+) -> Generator[tuple[Job, dict[str, Any] | BaseException], None, None]:
+    """Each job as it ends, with its row or what it failed of; InputError as from `_client`."""
+    if not waiting:
+        return
+    with _client(options) as client:
+        from dask.base import tokenize
+        from distributed import as_completed
+
+        futures = {
+            # The key must not be another sweep's on the same scheduler: that gives its result.
+            client.submit(run_job, job, options.threads, key=f"{job.key}-{tokenize(str(job))}"): job
+            for job in waiting
+        }
+        for future in as_completed(list(futures)):
+            job = futures.pop(future)
+            result = future.result() if future.status == "finished" else future.exception()
+            # A result that is still asked for is computed again if its worker dies later.
+            future.release()
+            yield job, result
+
+
+@contextmanager
+def _client(options: Sweep) -> Iterator[Any]:
+    """A client of the scheduler that the options name, or of a cluster on this machine.
+
+    Leaves no worker behind, however it ends. Raises InputError if dask is not installed or the
+    scheduler does not answer.
+    """
+    try:
+        import dask
+        from distributed import Client, LocalCluster
+    except ImportError as error:
+        raise InputError('sweep needs dask: pip install "dskd_lite[sweep]"') from error
+
+    _silence_dask()
+    settings = {
+        # A job that waits in a worker behind another would share blame for its death.
+        "distributed.scheduler.worker-saturation": 1.0,
+        # Dask has workers give freed memory back at once. Training on a CPU frees and takes
+        # the same gigabytes in every step: almost half of it would go into that.
+        "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
+    }
+    with ExitStack() as stack:
+        address: Any = options.scheduler
+        if not address:
+            with dask.config.set(settings):
+                cluster = LocalCluster(
+                    n_workers=options.workers,
+                    threads_per_worker=1,
+                    dashboard_address="127.0.0.1:0",  # not to the whole network
+                )
+            address = stack.enter_context(cluster)
+        try:
+            client = stack.enter_context(Client(address))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"no dask scheduler answers at {options.scheduler} ({error}): give --scheduler "
+                "an address such as tcp://host:8786, or leave it out"
+            ) from error
+        yield client
 
 
 def _silence_dask() -> None:
