@@ -212,20 +212,25 @@ def line_chart(
     ylabel: str,
     points: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
     marked: float | None = None,
+    top: float | None = None,
 ) -> Figure:
     """Curves over ``x`` by name (a role's curve in its colour), and clouds of points beside them.
 
-    ``marked`` draws a dashed vertical line.
+    ``marked`` draws a dashed vertical line. With ``top`` the vertical axis goes from 0 to there, so
+    that a moving figure keeps its scale; by default it holds every value.
     """
     figure, axes = new_figure(1, 1, 5.4, 3.3)
     axis = axes[0, 0]
     for (name, values), color in zip(lines.items(), _other_colors(lines), strict=True):
         axis.plot(x, values, color=color, label=name)
     for name, (across, up) in (points or {}).items():
-        axis.plot(across, up, "o", color="#333333", markersize=3, alpha=0.5, label=name)
+        size, alpha = (8, 1.0) if len(across) == 1 else (3, 0.5)  # one among curves is to be found
+        axis.plot(across, up, "o", color="#333333", markersize=size, alpha=alpha, label=name)
     if marked is not None:
         axis.axvline(marked, color="black", linestyle="--", linewidth=0.9)
     axis.set(xlabel=xlabel, ylabel=ylabel)
+    if top is not None:
+        axis.set_ylim(-0.03 * top, top)  # what lies at 0 is seen whole
     if len(lines) + len(points or {}) > 1:
         axis.legend(frameon=False)
     return figure
@@ -366,12 +371,17 @@ PARTS = {"teacher": "teacher", "forward": "forward\nstudent", "reverse": "revers
          "noise": "synthetic\nnoise", "fused": "fusion"}  # fmt: skip
 
 
-def ablation_ladder(rungs: Mapping[str, Mapping[str, float]], lit: str | None = None) -> Figure:
+def ablation_ladder(
+    rungs: Mapping[str, Mapping[str, float]],
+    lit: str | None = None,
+    open_rung: str = "not measured yet",
+) -> Figure:
     """What each part added so far: DSKD with the part ``lit`` in colour, and the rungs measured.
 
-    ``rungs[rung][metric]``, metrics in [0, 1]; rungs of ``LADDER`` that are missing are left open,
-    and others, which are no part of DSKD, stand above those under their own names. ``lit`` is one
-    of ``PARTS``, the last rung by default; a rung that is no part lights none.
+    ``rungs[rung][metric]``, metrics in [0, 1]; rungs of ``LADDER`` that are missing are left open
+    with the words ``open_rung``, and others, which are no part of DSKD, stand above those under
+    their own names. ``lit`` is one of ``PARTS``, the last rung by default; a rung that is no part
+    lights none.
     """
     lit = lit or list(rungs)[-1]
     metric_names = list(next(iter(rungs.values())))
@@ -403,7 +413,7 @@ def ablation_ladder(rungs: Mapping[str, Mapping[str, float]], lit: str | None = 
                 axis.barh(row, value, color=role_color(rung), alpha=1.0 if rung == lit else 0.55)
                 axis.text(value + 0.02, row, f"{value:.3f}", va="center", fontsize=9)
             else:
-                axis.text(0.02, row, "not measured yet", va="center", fontsize=8, color="#666666")
+                axis.text(0.02, row, open_rung, va="center", fontsize=8, color="#666666")
         axis.set(xlim=(0, 1.25), ylim=(len(names) - 0.5, -0.5), yticks=range(len(names)))
         axis.set_xticks([0, 0.5, 1])
         labels = [LADDER.get(name, name) for name in names] if column == 0 else []

@@ -389,6 +389,12 @@ def test_curves_without_a_role_share_colours_once_they_run_out() -> None:
     assert len(figure.axes[0].lines) == 7
 
 
+def test_frames_of_a_moving_figure_can_have_one_scale() -> None:
+    frames = [plots.line_chart(np.arange(3), {"a": k * np.arange(3)}, "x", "y", top=9.0)
+              for k in (1, 4)]  # fmt: skip
+    assert [frame.axes[0].get_ylim()[1] for frame in frames] == [9.0, 9.0]
+
+
 def test_output_that_nobody_reads_on_is_no_error() -> None:
     command = f"set -o pipefail; {shlex.quote(sys.executable)} -m dskd_lite.cli info --json | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)

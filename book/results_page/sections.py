@@ -124,30 +124,37 @@ def full_size(rows: Rows) -> str:
                 line = [title_of(category), MAPS[name], ran, *figures]
                 lines.append([*line, f"{statistics.mean(timed):.0f}"])
         where = category.replace("_", " ")
+        later = [r for r in on_cpu if r["category"] == category]
+        if later:
+            told = " and ".join(
+                f"{'RD4AD' if row_parts(r)[0] == 'rd4ad' else 'DSKD'} with seed {r['config']['seed']}"
+                for r in later
+            )
+            days = " and ".join(sorted({r["hardware"]["date"] for r in later}))
+            cpu = later[0]["hardware"]["device"].replace("(R)", "")
+            verdicts.append(
+                f"On {where} {told} came later, by the code of {days}, from the images as they are, trained in "
+                f"bf16 on a CPU ({cpu}); their seconds are not in the table."
+            )
         both = sorted({*seeds["dskd"]} & {*seeds["rd4ad"]})
         paired = [row for row in rows if row["config"]["seed"] in both]
         apart = gaps_by_seed(
             paired, category, "aupro", ("dskd", "fused"), ("rd4ad", "rd4ad"), size="256"
         )
         some = seeds["dskd"] != both or seeds["rd4ad"] != both
-        over = f" (seed {', '.join(map(str, both))}, with which both ran)" if some else ""
+        named = f"seed{'s' if len(both) > 1 else ''} {' and '.join(map(str, both))}"
+        over = f" ({named}, with which both ran)" if some else ""
         verdicts.append(
             f"On {where} the fused map stands, in points, {fused_against(paired, category, '256')}{over}; "
             f"its AUPRO, seed by seed, is {apart} from RD4AD's."
         )
-    later = [
-        f"{title_of(row['category'])}'s {'RD4AD' if row_parts(row)[0] == 'rd4ad' else 'DSKD'} with seed {row['config']['seed']} "
-        f"was computed later, by the code of {row['hardware']['date']}, from the images as they are, in bf16 on a CPU "
-        f"({row['hardware']['device'].replace('(R)', '')}); its seconds are not in the table."
-        for row in on_cpu
-    ]
     return (
         "Computed on one NVIDIA H200 in bf16, six runs at a time (torch 2.11, CUDA 13), November 2026. Images and masks "
         "were reduced to 256 px beforehand, by the resizing that the runs begin with. Scored in float32, batch norm settled in random order. Under *s* stand a whole run's seconds, with "
         "evaluation, beside five others.\n\n"
         + markdown_table(["Set", "Map", "Seeds", *METRICS.values(), "s"], lines)
         + "\n\n"
-        + " ".join([*later, *verdicts])
+        + " ".join(verdicts)
     )
 
 
