@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import html.parser
-import importlib.util
 import json
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -111,11 +111,11 @@ def test_mathematics_is_drawn_by_the_browser(pages: dict[str, Page], book: Path)
     assert (book / "_static" / "stix-two-math.woff2").stat().st_size > 50_000
 
 
-def test_unknown_mathematics_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_mathematics_is_reported(load_script: Callable[[str], ModuleType]) -> None:
     """The check above can fail: a command that does not exist reaches the log as a warning."""
     from docutils import nodes
 
-    mathml = load(ROOT / "book" / "_ext" / "mathml.py")
+    mathml = load_script("book/_ext/mathml.py")
     warned: list[str] = []
     mathml.logger.warning = lambda message, *args, **_: warned.append(message % args)
     assert "<mfrac>" in mathml.to_mathml(r"\frac{a}{b}", nodes.math(), "inline")
@@ -179,8 +179,8 @@ def test_a_fork_publishes_as_itself(tmp_path: Path) -> None:
         assert slug not in path.read_text(encoding="utf-8"), path
 
 
-def test_only_the_address_changes() -> None:
-    with_address = load(ROOT / "book" / "publish_address.py").with_address
+def test_only_the_address_changes(load_script: Callable[[str], ModuleType]) -> None:
+    with_address = load_script("book/publish_address.py").with_address
     before = (
         '"!pip install -q git+https://github.com/a/b.git\\n"\n'
         "git clone https://github.com/a/b.\n"
@@ -190,14 +190,6 @@ def test_only_the_address_changes() -> None:
     after = before.replace("/a/b", "/new/name")
     assert with_address(before, "new/name") == after
     assert with_address(after, "a/b") == before
-
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_results_page_is_what_the_results_files_say() -> None:

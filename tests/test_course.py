@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 import base64
 import html.parser
-import importlib.util
 import io
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import nbformat
 import numpy as np
@@ -258,11 +259,10 @@ def test_live_figures_bring_their_widgets_and_a_still(path: Path) -> None:
         assert "image/jpeg" in view and 'alt="' in view["text/html"]
 
 
-def test_cleaning_leaves_no_trace_of_the_machine() -> None:
-    spec = importlib.util.spec_from_file_location("execute", NOTEBOOKS / "execute.py")
-    assert spec and spec.loader
-    execute = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(execute)
+def test_cleaning_leaves_no_trace_of_the_machine(
+    load_script: Callable[[str], ModuleType],
+) -> None:
+    execute = load_script("notebooks/execute.py")
     outputs = [
         nbformat.v4.new_output("stream", name="stdout", text=text) for text in ("one\n", "two\n")
     ]

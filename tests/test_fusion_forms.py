@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -20,16 +19,10 @@ from dskd_lite.experiment import load_run
 from dskd_lite.synthetic_noise import SyntheticNoise
 from dskd_lite.training import split_holdout, train_fusion
 
-SCRIPT = Path(__file__).resolve().parent.parent / "book" / "fusion_forms.py"
-
 
 @pytest.fixture(scope="module")
-def forms() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fusion_forms", SCRIPT)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def forms(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("book/fusion_forms.py")
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -13,17 +13,12 @@ from PIL import Image, ImageDraw
 from dskd_lite.datasets.folder import list_images
 from dskd_lite.foreground import read_regions
 
-SCRIPT = Path(__file__).resolve().parent.parent / "book" / "noise_controls.py"
 BARS = {"a": (10, 20, 25, 60), "b": (40, 30, 70, 50), "c": (45, 45, 70, 75)}
 
 
 @pytest.fixture(scope="module")
-def controls() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("noise_controls", SCRIPT)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def controls(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("book/noise_controls.py")
 
 
 @pytest.fixture
