@@ -22,6 +22,7 @@ PAGE = BOOK / "results.md"
 def page() -> str:
     """The page's text."""
     rows, longer = (read_results(RESULTS / f"{name}.jsonl") for name in ("real_128", "longer"))
+    full = read_results(RESULTS / "full_256.jsonl")
     ablations = read_results(RESULTS / "ablations.jsonl")
     again = ("dskd", IMAGENET, "128", "")  # the recommended setting stands among the main rows too
     ablations += [r for r in rows if r["category"] == "screw" and row_parts(r) == again]
@@ -30,7 +31,8 @@ def page() -> str:
         gap=sections.teacher_gap(rows),
         peer=sections.peer_gap(rows),
         longer=sections.longer_training(rows, longer),
-        full=sections.full_size(read_results(RESULTS / "full_256.jsonl")),
+        full=sections.full_size(full),
+        legacy=sections.legacy_pro(full),
         fusion=fusion.fusion_table(rows, longer),
         aim=fusion.fusion_aim(rows, longer),
         paper=PAPER_FORM,

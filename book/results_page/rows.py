@@ -41,6 +41,9 @@ VARIANTS = {
     "noise-on=anywhere": "noise anywhere",
     "noise-on=object": "noise on the object",
     "noise-on=disc.png": "noise on a disc drawn by hand",
+    "noise-on=background": "noise on the background alone",
+    "noise-on=other": "noise in another screw's place",
+    "noise-on=half": "noise on a random half",
 }
 ABLATIONS = ("", "no-skip", "no-attention", "no-skip_no-attention", "loss=flattened")
 Row = dict[str, Any]

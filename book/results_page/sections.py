@@ -6,7 +6,7 @@ import itertools
 import statistics
 from collections.abc import Sequence
 
-from scipy.stats import ttest_ind
+from scipy.stats import ttest_1samp, ttest_ind
 
 from dskd_lite.sweep import read_results, summary
 from results_page.rows import (
@@ -158,6 +158,18 @@ def full_size(rows: Rows) -> str:
     )
 
 
+def legacy_pro(rows: Rows) -> str:
+    """The PRO of RD4AD's published code at full size on screw, for comparison with published ones."""
+    screws = [row["scores"] for row in rows if row["category"] == "screw"]
+    parts = []
+    for name in ("fused", "rd4ad"):
+        values = [100 * scores[name]["legacy_pro"] for scores in screws if name in scores]
+        parts.append(
+            f"{statistics.mean(values):.1f}\u00a0±\u00a0{statistics.stdev(values):.1f} ({MAPS[name]})"
+        )
+    return " and ".join(parts)
+
+
 def development_table(rows: Rows) -> str:
     """One line for each map, mean over all categories and seeds of the deviations within each."""
     table = summary(rows)
@@ -232,33 +244,33 @@ def noise_places(rows: Rows) -> str:
         place = variant.removeprefix("fusion=paper_")
         return VARIANTS[place], "recommended" if place == variant else "as in the paper"
 
-    table = {parts_of(row)[3]: row for row in summary(rows) if row["map"] == "fused"}
-    changes = []
-    for form in ("", "fusion=paper_"):
-        start = {m: table[f"{form}noise-on=anywhere"][m][0] for m in METRICS}
-        changes += [
-            differences(table[f"{form}noise-on={place}"], start) for place in ("object", "disc.png")
-        ]
-    verdict = (
-        "Against noise anywhere, image AUROC / pixel AUROC / AUPRO in points: the recommended form "
-        f"changes by {changes[0]} on the object and {changes[1]} on the disc, the paper's by "
-        f"{changes[2]} and {changes[3]}. The students are the same, so seed by seed: the paper's image "
-        f"AUROC changes by {gains_by_seed(rows, 'object')} on the object and {gains_by_seed(rows, 'disc.png')} "
-        "on the disc."
-    )
-    return NOISE.format(table=summary_table(rows, ("Noise", "Fusion"), label), verdict=verdict)
+    def order(row: Row) -> tuple[bool, int]:
+        variant = row_parts(row)[3]
+        place = variant.removeprefix("fusion=paper_")
+        return place != variant, list(VARIANTS).index(place)
+
+    table = summary_table(sorted(rows, key=order), ("Noise", "Fusion"), label)
+    return NOISE.format(table=table, changes=noise_changes(rows))
 
 
-def gains_by_seed(rows: Rows, place: str) -> str:
-    """What the paper's form gains in image AUROC over noise anywhere, in points, for each seed."""
-    scores = {
-        (row["config"]["noise_on"], row["config"]["seed"]): row["scores"]["fused"]["image_auroc"]
-        for row in rows
-        if row["config"]["fusion"] == "paper"
-    }
-    seeds = sorted(seed for where, seed in scores if where == place)
-    gains = (100 * (scores[place, seed] - scores["anywhere", seed]) for seed in seeds)
-    return ", ".join(slashes([gain], "+.1f") for gain in gains)
+def noise_changes(rows: Rows) -> str:
+    """Each place against noise anywhere. Paired: the runs of a seed have the same students."""
+    fused: dict[tuple[str, str], dict[int, Row]] = {}
+    for row in rows:
+        place, seed = row["config"]["noise_on"], row["config"]["seed"]
+        fused.setdefault((row["config"]["fusion"], place), {})[seed] = row["scores"]["fused"]
+    places = [v.removeprefix("noise-on=") for v in VARIANTS if v.startswith("noise-on=")]
+    lines = []
+    for form, place in itertools.product(("recommended", "paper"), places[1:]):
+        ours, theirs = fused[form, place], fused[form, places[0]]
+        line = [VARIANTS[f"noise-on={place}"], "as in the paper" if form == "paper" else form]
+        for metric in METRICS:
+            gaps = [100 * (ours[seed][metric] - theirs[seed][metric]) for seed in sorted(ours)]
+            error = statistics.stdev(gaps) / len(gaps) ** 0.5
+            figure = slashes([statistics.mean(gaps)], "+.1f") + f"\u00a0±\u00a0{error:.1f}"
+            line.append(f"**{figure}**" if ttest_1samp(gaps, 0).pvalue < 0.05 else figure)
+        lines.append(line)
+    return markdown_table(["Noise", "Fusion", *METRICS.values()], lines)
 
 
 def benchmark_table(rows: Rows) -> str:
