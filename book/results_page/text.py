@@ -33,8 +33,8 @@ spread over runs, and take no difference of that size between two rows for more 
 On 28 November 2026 half-precision cosine distances got a gradient of their own, which is another rounding once more.
 
 Since the first three changes, but before the last, were computed the rows with DSKD's recommended form and RD4AD after 15 epochs at 128 px, and magnetic tile's
-after 60. By the present code, in float32 throughout, are the Gaussian's rows, seeds 3 to 5 of the ablations and the noise on the object; and in bf16 magnetic tile's two rows from a CPU at 256 px and CIFAR-10's 20
-epochs. Older are screw's after 60, the other rows at 256 px (scored in float32, though, and with the random order), those *as in the paper* of the first sections, the ablations in bf16, the embedded benchmark and the
+after 60. By the present code, in float32 throughout, are the Gaussian's rows, seeds 3 to 5 of the ablations and the noise on the object; and in bf16 magnetic tile's two rows from a CPU at 256 px. CIFAR-10's 20
+epochs ran in the night of the last change, and their rows do not say on which side of it. Older are screw's after 60, the other rows at 256 px (scored in float32, though, and with the random order), those *as in the paper* of the first sections, the ablations in bf16, the embedded benchmark and the
 drawing. Where a row's seconds of training are very few, it went on from students that another row had trained.
 :::
 
