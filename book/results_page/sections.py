@@ -181,6 +181,16 @@ def development_table(rows: Rows) -> str:
     return markdown_table(["Map", "Products", "Seeds", *METRICS.values()], lines)
 
 
+def as_recommended(rows: Rows, seeds: Sequence[int]) -> Rows:
+    """The rows with noise anywhere, which is the default, under the key of the recommended setting."""
+    default = "_noise-on=anywhere"
+    return [
+        row | {"key": row["key"].replace(default, "")}
+        for row in rows
+        if row_parts(row)[3] == default[1:] and row["config"]["seed"] in seeds
+    ]
+
+
 def ablation_tables(rows: Rows) -> str:
     def label(row: Row) -> Sequence[str] | None:
         _, teacher, _, variant = parts_of(row)
