@@ -48,8 +48,7 @@ def page() -> str:
             read_results(RESULTS / "classical.jsonl"), rows
         ),
         thresholds=sections.threshold_table(rows),
-        extras=sections.noise_places(noise)
-        + sections.novelty_tables(),
+        extras=sections.noise_places(noise) + sections.novelty_tables(),
     )
 
 
