@@ -38,12 +38,12 @@ VARIANTS = {
     "no-attention": "without attention",
     "no-skip_no-attention": "without both",
     "loss=flattened": "flattened loss",
-    "noise-on=anywhere": "noise anywhere",
-    "noise-on=object": "noise on the object",
-    "noise-on=disc.png": "noise on a disc drawn by hand",
-    "noise-on=background": "noise on the background alone",
-    "noise-on=other": "noise in another screw's place",
-    "noise-on=half": "noise on a random half",
+    "noise-on=anywhere": "anywhere",
+    "noise-on=object": "on the object",
+    "noise-on=disc.png": "on a disc drawn by hand",
+    "noise-on=background": "on the background alone",
+    "noise-on=other": "in another screw's place",
+    "noise-on=half": "on a random half",
 }
 ABLATIONS = ("", "no-skip", "no-attention", "no-skip_no-attention", "loss=flattened")
 Row = dict[str, Any]

@@ -258,7 +258,8 @@ colour before the border's. The disc stands for a region drawn by hand: the scre
 angle. Three more places are controls and know nothing of defects: all but the object; the place of the object *in the photo before*, of
 an object's size and shape; and half of the photo, cut through the middle at a random angle. Object, disc, background, other screw's place and
 half are 25, 57, 75, 25 and 50 % of a photo, and 100, 40, 0, 43 and 26 % of them is screw. The students of a seed are the same in all rows, so
-only the fused map differs. In fp32, each run on one core of an AMD EPYC, 28 November 2026.
+only the fused map differs. In fp32, each run on one core of an AMD EPYC, 28 November 2026. (The sweep is started in the folder of the masks, so the screws, DTD and the
+teacher's file want their full paths.)
 
 ```bash
 python book/noise_controls.py SCREW --out places && cd places
