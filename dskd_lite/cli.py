@@ -37,7 +37,7 @@ class Evaluate:
     out: Path | None = None
     """Folder for report.json and report.html; RUN/evaluation if not given."""
     device: Device = "auto"
-    """Auto takes an accelerator if there is one."""
+    """Auto takes a CUDA GPU if there is one; mps, of Macs, is not tested."""
     batch_size: int = 16
     """Images at a time."""
     precision: Precision = "fp32"
@@ -56,7 +56,7 @@ class Predict:
     out: Path = Path("predictions")
     """Folder for overlays, masks, scores.csv and report.html."""
     device: Device = "auto"
-    """Auto takes an accelerator if there is one."""
+    """Auto takes a CUDA GPU if there is one; mps, of Macs, is not tested."""
     batch_size: int = 16
     """Images at a time."""
     precision: Precision = "fp32"
@@ -355,6 +355,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except InputError as error:
         print(f"dskd: {error}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        # torch's own is a RuntimeError; torch itself is not imported for `dskd --help`.
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
+            raise
+        print("dskd: out of memory: lower --batch-size or --image-size", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"dskd: interrupted{_GOES_ON.get(arguments[0], '')}", file=sys.stderr)

@@ -75,7 +75,7 @@ class Config:
     seed: int = 0
     """Of every random number."""
     device: Device = "auto"
-    """Auto takes an accelerator if there is one."""
+    """Auto takes a CUDA GPU if there is one; mps, of Macs, is not tested."""
     precision: Precision = "auto"
     """Auto: bf16 or fp16 on a GPU, fp32 on a CPU."""
     compile: bool = False

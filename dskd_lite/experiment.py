@@ -30,7 +30,9 @@ from dskd_lite.datasets.folder import (
 )
 from dskd_lite.datasets.textures import ProceduralTextures, TextureFolder
 from dskd_lite.detector import (
+    DESCRIPTION_FILE,
     DSKD,
+    WEIGHTS_FILE,
     DistillationDetector,
     StoredDetector,
     Thresholds,
@@ -62,6 +64,7 @@ from dskd_lite.synthetic_noise import SyntheticNoise
 from dskd_lite.teacher import Teacher
 from dskd_lite.training import (
     Step,
+    set_aside,
     split_holdout,
     train_fusion,
     train_students,
@@ -99,13 +102,15 @@ def resolve(device: str, precision: str) -> tuple[torch.device, str]:
 
     Raises InputError for a device that this machine does not have, or fp16 without CUDA.
     """
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    cuda = torch.cuda.is_available()
     if device == "cuda" and not cuda:
         raise InputError("this machine has no CUDA device: use --device auto or --device cpu")
-    if device == "mps" and not mps:
+    if device == "mps" and not torch.backends.mps.is_available():
         raise InputError("this machine has no MPS device: use --device auto or --device cpu")
     if device == "auto":
-        device = "cuda" if cuda else "mps" if mps else "cpu"
+        # Never MPS: batch norm's gradients are wrong there in the order of memory that is used here
+        # (PyTorch's issue 175189, mended after the version that is pinned).
+        device = "cuda" if cuda else "cpu"
     if precision == "auto":
         # A T4 says that it supports bf16, but only emulates it, slowly.
         real = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -162,7 +167,7 @@ def run(config: Config, display: Display | None = None) -> dict[str, Any]:
     folders = [config.out] if len(categories) == 1 else [config.out / c.name for c in categories]
     for folder, category in zip(folders, categories, strict=True):
         _check_own(folder, category.name)
-    several = sorted(path.parent.name for path in config.out.glob(f"*/{MODEL}"))
+    several = sorted(p.parents[1].name for p in config.out.glob(f"*/{MODEL}/{DESCRIPTION_FILE}"))
     if len(categories) > 1:
         _check_own(config.out, Path(os.path.abspath(config.data)).name)
     elif several:
@@ -180,15 +185,26 @@ def run(config: Config, display: Display | None = None) -> dict[str, Any]:
 
 
 def _check_own(folder: Path, name: str) -> None:
-    """Raise InputError if a folder holds the model of a category of another name."""
+    """Raise InputError if a folder's model is of a category of another name, or no model of ours.
+
+    A model is replaced as a whole folder, and with it whatever else somebody keeps there.
+    """
+    model = folder / MODEL
+    ours = {WEIGHTS_FILE, DESCRIPTION_FILE}
+    found = {path.name for path in model.glob("[!.]*")} if model.is_dir() else set()
+    if (model.exists() and not model.is_dir()) or found - ours:
+        raise InputError(
+            f"{model} holds files that no training wrote, and training would delete them: give "
+            "another --out, or move them"
+        )
     try:
-        data = about_saved(folder / MODEL).get("data")
+        data = about_saved(model).get("data")
     except InputError:  # no model, or none that anybody could use
         return
     if isinstance(data, str) and Path(data).name != name:
         raise InputError(
             f"{folder} holds a model of {Path(data).name}, not of {name}: give another --out, or "
-            f"delete {folder / MODEL}"
+            f"delete {model}"
         )
 
 
@@ -335,7 +351,12 @@ def train_detector(
     with timed(seconds, "train_students"):
         if isinstance(detector, DistillationDetector):
             if checkpoint is not None and checkpoint.is_file() and not config.resume:
-                display.say(f"{checkpoint} is overwritten; --resume would have gone on from it")
+                display.say(
+                    f"{checkpoint} is of an earlier training: --resume would have gone on from it; "
+                    f"until this one is done it is kept as {set_aside(checkpoint).name}"
+                )
+            if checkpoint is not None and not checkpoint.is_file() and config.resume:
+                display.say(f"there is no {checkpoint} to resume: training starts at the beginning")
             train_students(
                 detector,
                 normal[fitted],
@@ -471,7 +492,7 @@ def load_run(folder: Path) -> StoredDetector:
     model = _model_of(folder)
     if not model.is_dir():
         raise InputError(f"{folder} is not a folder: give one that `dskd train` wrote")
-    several = sorted(path.parent.name for path in folder.glob(f"*/{MODEL}"))
+    several = sorted(p.parents[1].name for p in folder.glob(f"*/{MODEL}/{DESCRIPTION_FILE}"))
     if model == folder and several:
         raise InputError(
             f"{folder} holds runs of several categories: name one, e.g. {folder / several[0]}"
@@ -496,11 +517,14 @@ def evaluate_run(
     """Evaluate a run's detector on a category, write a report to ``out``, return its content.
 
     Without ``data`` the category is the one it was trained on. Raises InputError if the run or the
-    data cannot be read.
+    data cannot be read, or ``out`` is the run itself, whose own report would be lost.
     """
     display = display or Silent()
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size} must be at least 1")
+    if out.resolve() in (folder.resolve(), _model_of(folder).resolve()):
+        raise InputError(f"{out} holds the run with its own report: give another --out")
+    check_place(out)
     detector = load_run(folder)
     trained_on = about_saved(_model_of(folder))
     if not {"data", "config"} <= trained_on.keys():

@@ -6,7 +6,7 @@ import csv
 import html
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -100,13 +100,14 @@ def predict(
     sides have another ratio than ``trained_on``, the width and height of the training images, is
     squeezed otherwise than those, and gets a note.
 
-    Raises InputError if there is no photo, ``batch_size`` is under 1, a map is not finite, or
-    ``out`` cannot be written.
+    Raises InputError if there is no photo, ``batch_size`` is under 1, a map is not finite, ``out``
+    cannot be written, or it holds files of other origin that the results would replace.
     """
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size} must be at least 1")
     root, paths, _ = find_photos(source, out)
     names = _result_names(root, paths)
+    _check_replaced(out, names.values())
     detector = detector.for_scoring()
     verdicts: list[Verdict] = []
     for start in range(0, len(paths), batch_size):
@@ -180,6 +181,27 @@ def judged_before(out: Path) -> set[str]:
         return set()
 
 
+def _check_replaced(out: Path, names: Iterable[Path]) -> None:
+    """Raise InputError if results would replace what no prediction wrote, as masks drawn by hand.
+
+    What an interrupted prediction left may be replaced: it has no table yet, but an overlay beside
+    each mask.
+    """
+    if judged_before(out):
+        return
+    results = [[_result_file(out, name, kind) for kind in (OVERLAY, MASK)] for name in names]
+    masks = (mask for overlay, mask in results if not overlay.exists())
+    for path in (out / SCORES_FILE, out / PAGE, *masks):
+        if path.exists():
+            raise InputError(
+                f"{path} is from no earlier prediction: give another --out, or move it"
+            )
+
+
+def _result_file(out: Path, name: Path, kind: str) -> Path:
+    return out / name.parent / f"{name.name}_{kind}.png"
+
+
 def _result_names(root: Path, photos: list[Path]) -> dict[Path, Path]:
     """What the results of each photo are named after, relative to ``root``; no two are alike.
 
@@ -248,7 +270,7 @@ def _judge(
 
 
 def _write(pixels: np.ndarray, out: Path, name: Path, kind: str) -> Path:
-    path = out / name.parent / f"{name.name}_{kind}.png"
+    path = _result_file(out, name, kind)
     with whole_file(path) as temporary:
         Image.fromarray(pixels).save(temporary, format="PNG")
     return path

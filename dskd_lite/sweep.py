@@ -51,7 +51,7 @@ class Sweep:
     precision: Precision = "auto"
     """Auto: bf16 or fp16 on a GPU, fp32 on a CPU."""
     device: Device = "auto"
-    """Auto takes an accelerator if there is one; several workers share it."""
+    """Auto takes a CUDA GPU if there is one; several workers share it. Mps is not tested."""
     compile: bool = False
     """Compile the students' blocks: slow in the first run on a machine, quick in later ones."""
     scheduler: str | None = None

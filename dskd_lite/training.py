@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -165,9 +166,21 @@ def train_students(
     # Only now, as it puts autocast around the students, which the end of the block below takes off.
     *prepared, optimizer = accelerator.prepare(*students, optimizer)
 
+    earlier = checkpoint is not None and checkpoint.is_file() and not resume and main
+
     def save() -> None:
-        if checkpoint is not None and main:
+        nonlocal earlier
+        if checkpoint is None or not main:
+            return
+        if earlier:  # of another training, perhaps of days: kept until this one is done
+            os.replace(checkpoint, set_aside(checkpoint))
+        try:
             _save_checkpoint(checkpoint, run, done, students, optimizer, accelerator.scaler)
+        except BaseException:
+            if earlier:
+                os.replace(set_aside(checkpoint), checkpoint)
+            raise
+        earlier = False
 
     saved_at = monotonic()
     update = value = None
@@ -214,6 +227,8 @@ def train_students(
         for student in students:  # or they would keep autocast, whatever ``precision`` says
             accelerator.unwrap_model(student, keep_fp32_wrapper=False)
     save()
+    if checkpoint is not None and main:
+        set_aside(checkpoint).unlink(missing_ok=True)
     accelerator.free_memory()
     settle_batch_norm(detector, images, batch_size, seed, rank, processes)
     detector.eval()
@@ -421,6 +436,11 @@ def _checksum(module: torch.nn.Module) -> int:
     return value
 
 
+def set_aside(checkpoint: Path) -> Path:
+    """Where an earlier training's checkpoint stays until the one that replaces it is done."""
+    return checkpoint.with_suffix(f".before{checkpoint.suffix}")
+
+
 def _save_checkpoint(
     path: Path,
     run: dict[str, Any],
@@ -449,7 +469,8 @@ def _load_checkpoint(
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            # Copies: Windows replaces no file while a tensor still looks into it.
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}
         stored = json.loads(metadata["run"])
     except Exception as error:
         raise InputError(f"{path} is damaged: delete it to start again") from error
@@ -457,7 +478,7 @@ def _load_checkpoint(
         if stored.get(key, value) != value:  # older checkpoints lack some
             raise InputError(
                 f"{path} belongs to another run: its {key} is {stored.get(key)}, not {value}; "
-                "give the same options, or train without --resume"
+                f"give the same options, or train without --resume, or delete {path}"
             )
     students.load_state_dict(
         {k.removeprefix("students."): v for k, v in tensors.items() if k.startswith("students.")}

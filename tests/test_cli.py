@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from dskd_lite import experiment, plots, storage
+from dskd_lite import cli, experiment, plots, storage
 from dskd_lite.baselines import make_detector
 from dskd_lite.cli import main
 from dskd_lite.datasets.cache import decoded_images
@@ -263,6 +263,32 @@ def test_predict_survives_a_link_to_itself(trained: tuple[Path, Path], tmp_path:
 def test_a_sweep_over_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep"]) == 2
     assert "name a category" in capsys.readouterr().err
+
+
+def test_results_replace_no_files_of_other_origin(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = trained
+    shutil.copytree(data, tmp_path / "own")
+    truth = tmp_path / "own" / "ground_truth" / "hole"
+    before = {path: path.read_bytes() for path in truth.iterdir()}
+    assert before
+    command = ["predict", str(run), str(tmp_path / "own" / "test" / "hole"), "--out"]
+    assert main([*command, str(truth)]) == 2
+    assert "_mask.png is from no earlier prediction" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in truth.iterdir()} == before
+    for place in (run, run / "model"):
+        assert main(["evaluate", str(run), "--out", str(place)]) == 2
+        assert f"{place} holds the run with its own report" in capsys.readouterr().err
+    report = (run / "report.html").read_bytes()
+    assert main([*command, str(run)]) == 2
+    assert "report.html is from no earlier prediction" in capsys.readouterr().err
+    assert (run / "report.html").read_bytes() == report
+    assert main([*command, str(tmp_path / "out")]) == 0
+    (tmp_path / "out" / "scores.csv").unlink()
+    (tmp_path / "out" / "report.html").unlink()  # as when the first one was interrupted
+    assert main([*command, str(tmp_path / "out")]) == 0
+    assert main([*command, str(tmp_path / "out")]) == 0
 
 
 def test_evaluate_gives_the_figures_of_training(
@@ -924,8 +950,44 @@ def test_a_second_training_into_one_folder_is_refused(
     assert main(command) == 0
     capsys.readouterr()
     assert main(command) == 0
-    told = f"{tmp_path / 'run' / 'checkpoint.safetensors'} is overwritten; --resume would have"
-    assert told in capsys.readouterr().err
+    checkpoint = tmp_path / "run" / "checkpoint.safetensors"
+    assert f"{checkpoint} is of an earlier training: --resume" in capsys.readouterr().err
+    assert not list((tmp_path / "run").glob("*.before.*"))  # it is done: nothing older is kept
+
+
+def test_a_training_deletes_no_folder_of_somebody_else(
+    make_category: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    thesis = tmp_path / "project" / "model" / "thesis.txt"
+    thesis.parent.mkdir(parents=True)
+    thesis.write_text("years of work")
+    command = ["train", str(make_category()), *FAST, "--out", str(tmp_path / "project")]
+    assert main(command) == 2
+    assert f"{thesis.parent} holds files that no training wrote" in capsys.readouterr().err
+    assert thesis.read_text() == "years of work"
+    thesis.rename(thesis.with_name(".DS_Store"))  # which a file browser leaves there
+    assert main(command) == 0
+
+
+def test_resuming_nothing_says_so(
+    make_category: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", str(make_category()), *FAST, "--out", str(tmp_path / "typo"), "--resume"]
+    assert main(command) == 0
+    assert f"no {tmp_path / 'typo' / 'checkpoint.safetensors'} to resume" in capsys.readouterr().err
+    assert main(command) == 0
+    assert "to resume" not in capsys.readouterr().err
+
+
+def test_too_little_memory_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def exhausted(options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setitem(cli.COMMANDS, "info", (cli.COMMANDS["info"][0], exhausted))
+    assert main(["info", "--teacher", "resnet18"]) == 2
+    assert capsys.readouterr().err == "dskd: out of memory: lower --batch-size or --image-size\n"
 
 
 def test_a_run_of_several_categories_and_one_of_them_do_not_meet(

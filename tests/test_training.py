@@ -237,6 +237,27 @@ def test_ctrl_c_within_an_update_leaves_a_checkpoint_that_can_be_trusted(
     _assert_same(whole, resumed)
 
 
+def test_an_earlier_checkpoint_stays_until_the_training_that_replaces_it_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, aside = tmp_path / "checkpoint.safetensors", tmp_path / "checkpoint.before.safetensors"
+    train_students(_detector(), IMAGES, 2, batch_size=4, seed=3, checkpoint=file)
+    days = file.read_bytes()
+
+    def interrupted(step: training.Step) -> None:
+        if step.step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_students(
+            _detector(), IMAGES, 2, batch_size=4, seed=5, checkpoint=file, report=interrupted
+        )
+    assert aside.read_bytes() == days
+    assert file.read_bytes() != days
+    train_students(_detector(), IMAGES, 2, batch_size=4, seed=5, checkpoint=file, resume=True)
+    assert not aside.exists()
+
+
 def test_settled_variance_is_that_of_all_images_however_the_files_are_sorted() -> None:
     """Photographs that darken file by file: within neighbours the light hardly varies."""
     rng = np.random.default_rng(0)
