@@ -1194,3 +1194,10 @@ def test_a_place_that_cannot_even_be_looked_at_is_named(
     out = tmp_path / ("x" * 300) / "run"
     assert main(["train", str(make_category()), *FAST, "--out", str(out)]) == 2
     assert "could not be written (File name too long)" in capsys.readouterr().err
+
+
+def test_auto_never_takes_mps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert experiment.resolve("auto", "auto") == (torch.device("cpu"), "fp32")
+    assert experiment.resolve("mps", "auto") == (torch.device("mps"), "fp32")
