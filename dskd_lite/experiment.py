@@ -286,6 +286,8 @@ def _run_category(
             )
         )
         read_masks(category.test, config.image_size)  # a damaged one is not to be met after hours
+    if config.resume and not (folder / CHECKPOINT).is_file():  # a sweep always resumes, unheard
+        display.say(f"there is no {folder / CHECKPOINT} to resume: training starts from nothing")
     detector, images = train_detector(
         config, normal, noise, regions, accelerator, display, seconds, folder / CHECKPOINT
     )
@@ -355,8 +357,6 @@ def train_detector(
                     f"{checkpoint} is of an earlier training: --resume would have gone on from it; "
                     f"until this one is done it is kept as {set_aside(checkpoint).name}"
                 )
-            if checkpoint is not None and not checkpoint.is_file() and config.resume:
-                display.say(f"there is no {checkpoint} to resume: training starts at the beginning")
             train_students(
                 detector,
                 normal[fitted],
